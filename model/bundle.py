@@ -1,0 +1,328 @@
+"""The folder that ships: a Hugging Face checkpoint with Heed's manifest. Atomic save, checked load.
+
+  config.json  model.safetensors  tokenizer.json  tokenizer_config.json   what transformers reads
+  heed.json                                                               the manifest, below
+  README.md  report/metrics.json                                          the model card and its numbers
+
+A checkpoint of a supported family without heed.json is loaded as it is. Nothing here reads or writes
+pickle. Written by training, read by service.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.encoder import Classifier
+from model.families import UnsupportedCheckpoint, dump_weights, load_weights, read_config, write_config
+from model.forward import forward_rows
+from model.scores import MULTI, SINGLE, Calibration, ProblemType
+from model.tokens import Tokenizer, tokenizer_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.encoder import EncoderConfig
+
+FORMAT = 1  # of heed.json; a reader refuses a higher one
+HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
+WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# No user's text: a bundle travels further than the data that it was trained on.
+PROBES = (
+    "a gorgeous, witty, seductive movie",
+    "The parcel came two days late and the box was open; I want my money back!",
+    "what is the capital of france ?",
+    "菜味道很棒！送餐很及时！",
+    "CALL NOW 0800-555 to claim £1,000 🎉",
+)
+PROBE_TOLERANCE = 1e-3  # fp32 logits, between processors
+
+
+class BundleError(ValueError):
+    """A folder that is not a bundle, or not one that can be trusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """heed.json."""
+
+    name: str
+    version: str  # content hash of config, weights and tokenizer
+    created: str  # ISO 8601, UTC
+    labels: list[str]  # position is the label id, pinned for good
+    problem_type: ProblemType
+    max_tokens: int  # longest row that it reads, special tokens included
+    calibration: Calibration = field(default_factory=Calibration)
+    made_by: dict[str, Any] = field(default_factory=dict)  # Heed's version, settings, data files with hashes
+    metrics: dict[str, Any] = field(default_factory=dict)  # of held-out data, each with its n
+    probes: list[dict[str, Any]] = field(default_factory=list)  # {"text", "logits"}
+    reference: dict[str, Any] = field(default_factory=dict)  # statistics of held-out data, for drift
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of heed.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises BundleError naming what is missing or of a newer format."""
+        try:
+            fields = json.loads(text)
+            if fields["format"] > FORMAT:
+                raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {fields['format']}")
+            calibration = dict(fields.pop("calibration"))
+            if calibration.get("thresholds") is not None:
+                calibration["thresholds"] = tuple(calibration["thresholds"])
+            return cls(**fields, calibration=Calibration(**calibration))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A loaded model: everything that is needed to answer."""
+
+    name: str
+    version: str
+    labels: list[str]
+    problem_type: ProblemType
+    max_tokens: int
+    calibration: Calibration
+    classifier: Classifier
+    tokenizer: Tokenizer
+    manifest: Manifest | None  # None for a checkpoint that Heed did not write
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Load a bundle, or a Hugging Face checkpoint of a supported family, in fp32 on the CPU.
+
+    Raises BundleError naming the file and what is wrong with it, also where the bundle's probe texts do
+    not give the logits that they gave when it was made.
+    """
+    theirs = _read_json(folder / "config.json")
+    try:
+        classifier = Classifier(read_config(theirs), num_labels=len(_labels(theirs)))
+        load_weights(classifier, _read_weights(folder))
+        tokenizer = Tokenizer.from_folder(folder)
+    except KeyError as error:
+        raise BundleError(f"config.json has no field {error}: {folder}") from None
+    except (UnsupportedCheckpoint, ValueError) as error:
+        raise BundleError(f"{error} ({folder})") from None
+    classifier.eval()
+    if tokenizer.vocab_size > classifier.config.vocab_size:
+        raise BundleError(
+            f"tokenizer.json has more tokens than the {classifier.config.vocab_size} of config.json: {tokenizer.vocab_size}"
+        )
+    version = content_hash(folder)
+    manifest_file = folder / "heed.json"
+    if not manifest_file.exists():
+        return Bundle(
+            name=folder.resolve().name,
+            version=version,
+            labels=_labels(theirs),
+            problem_type=MULTI if theirs.get("problem_type") == MULTI else SINGLE,
+            max_tokens=min(classifier.config.max_tokens, _model_max_length(folder)),
+            calibration=Calibration(),
+            classifier=classifier,
+            tokenizer=tokenizer,
+            manifest=None,
+        )
+    manifest = Manifest.from_json(manifest_file.read_text(encoding="utf-8"))
+    bundle = Bundle(
+        name=manifest.name,
+        version=version,
+        labels=manifest.labels,
+        problem_type=manifest.problem_type,
+        max_tokens=manifest.max_tokens,
+        calibration=manifest.calibration,
+        classifier=classifier,
+        tokenizer=tokenizer,
+        manifest=manifest,
+    )
+    _check(bundle, manifest, _labels(theirs), folder)
+    return bundle
+
+
+def save_bundle(
+    folder: Path,
+    classifier: Classifier,
+    tokenizer: Tokenizer,
+    manifest: Manifest,
+    *,
+    weights: str = "fp32",
+    files: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write a bundle under a name beside `folder`, then rename it: a reader sees all of it or nothing.
+
+    The classifier holds fp32; `weights` (fp32, fp16, bf16) is what is stored. Version and probes of the
+    manifest are filled in from what was written, and the complete manifest is returned. `files` are added
+    by relative path. Raises FileExistsError if `folder` exists: a bundle is immutable.
+    """
+    if folder.exists():
+        raise FileExistsError(f"a bundle is never overwritten, remove it or choose another --out: {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        config = write_config(classifier.config) | _label_fields(manifest) | _special_ids(tokenizer)
+        _write(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(classifier).items()}
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        _sync(partial / "model.safetensors")
+        _write(partial / "tokenizer.json", tokenizer.to_json())
+        _write(partial / "tokenizer_config.json", tokenizer_config(tokenizer, manifest.max_tokens))
+        for name, text in (files or {}).items():
+            _write(partial / name, text)
+        manifest = dataclasses.replace(
+            manifest, version=content_hash(partial), probes=_probes(partial, tokenizer, manifest.max_tokens)
+        )
+        _write(partial / "heed.json", manifest.to_json())
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def content_hash(folder: Path) -> str:
+    """The first 16 hex digits of SHA-256 over config, weights and tokenizer."""
+    digest = hashlib.sha256()
+    for name in HASHED:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def now() -> str:
+    """The time as a manifest writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def load_encoder(
+    folder: Path, *, layers: int | None = None
+) -> tuple[EncoderConfig, dict[str, torch.Tensor], Tokenizer]:
+    """Config, weights and tokenizer of a checkpoint to start training from; a bare encoder will do.
+
+    `layers` keeps only the first layers. Raises BundleError as load_bundle does.
+    """
+    try:
+        config = read_config(_read_json(folder / "config.json"))
+        if layers is not None:
+            if not 0 < layers <= config.layers:
+                raise BundleError(f"layers is not in 1..{config.layers}, what the encoder has: {layers}")
+            config = dataclasses.replace(
+                config, layers=layers, local_layers=tuple(i for i in config.local_layers if i < layers)
+            )
+        return config, _read_weights(folder), Tokenizer.from_folder(folder)
+    except KeyError as error:
+        raise BundleError(f"config.json has no field {error}: {folder}") from None
+    except UnsupportedCheckpoint as error:
+        raise BundleError(f"{error} ({folder})") from None
+
+
+def _check(bundle: Bundle, manifest: Manifest, labels: list[str], folder: Path) -> None:
+    """Refuse a bundle whose files do not belong together, or whose probes give other logits."""
+    if bundle.version != manifest.version:
+        raise BundleError(f"files of the bundle were changed after it was made as {manifest.version}: {folder}")
+    if manifest.labels != labels:
+        raise BundleError(f"heed.json and config.json name different labels: {folder}")
+    if not manifest.probes:
+        return
+    rows = bundle.tokenizer.encode([probe["text"] for probe in manifest.probes], bundle.max_tokens)
+    expected = np.array([probe["logits"] for probe in manifest.probes], dtype=np.float32)
+    off = float(np.abs(forward_rows(bundle.classifier, rows) - expected).max())
+    if not off <= PROBE_TOLERANCE:
+        raise BundleError(f"probe texts give logits that are off by more than {PROBE_TOLERANCE}: {off:.3g} ({folder})")
+
+
+def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[str, Any]]:
+    """Probe texts with the logits of the weights as they were stored."""
+    theirs = _read_json(folder / "config.json")
+    stored = Classifier(read_config(theirs), num_labels=len(_labels(theirs)))
+    load_weights(stored, _read_weights(folder))
+    logits = forward_rows(stored, tokenizer.encode(PROBES, max_tokens))
+    return [{"text": text, "logits": row} for text, row in zip(PROBES, logits.tolist(), strict=True)]
+
+
+def _labels(theirs: Mapping[str, Any]) -> list[str]:
+    """Label names by id, from id2label."""
+    names: dict[str, str] = theirs.get("id2label") or {}
+    try:
+        labels = [names[str(i)] for i in range(len(names))]
+    except KeyError as error:
+        raise BundleError(f"config.json: id2label has no id {error}") from None
+    if not labels:
+        raise BundleError("config.json: id2label is missing, the checkpoint is not a classifier")
+    return labels
+
+
+def _label_fields(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id2label": {str(i): label for i, label in enumerate(manifest.labels)},
+        "label2id": {label: i for i, label in enumerate(manifest.labels)},
+        "problem_type": manifest.problem_type,
+    }
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """Ids that transformers would else take from the family's own vocabulary."""
+    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    return {"cls_token_id": cls, "bos_token_id": cls, "sep_token_id": sep, "eos_token_id": sep}
+
+
+def _model_max_length(folder: Path) -> int:
+    """model_max_length of tokenizer_config.json, huge where it says nothing."""
+    file = folder / "tokenizer_config.json"
+    length = _read_json(file).get("model_max_length", 1 << 30) if file.exists() else 1 << 30
+    return int(min(length, 1 << 30))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"no {file.name} in the folder: {file.parent}") from None
+    except ValueError as error:
+        raise BundleError(f"not JSON ({error}): {file}") from None
+    if not isinstance(value, dict):
+        raise BundleError(f"not a JSON object: {file}")
+    return value
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    file = folder / "model.safetensors"
+    if not file.exists():
+        raise BundleError(f"no model.safetensors in the folder (pickled weights are never read): {folder}")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise BundleError(f"not a safetensors file ({error}): {file}") from None
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    _sync(file)
+
+
+def _sync(path: Path) -> None:
+    """To disk, before a rename makes it visible."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

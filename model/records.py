@@ -1,0 +1,80 @@
+"""Data files -> records, one at a time: JSONL, CSV and TSV, plain or .gz, told by their suffix.
+
+Read by training (labelled rows) and by `heed predict`. Whoever asks decides what a bad record means.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", *DELIMITERS)
+csv.field_size_limit(1 << 24)  # the default of 131,072 characters is less than a long document
+
+Record = tuple[int, dict[str, Any] | str]  # line number, and fields or why there are none
+
+
+class FileError(ValueError):
+    """A file that cannot be read on; says file, line where there is one, and reason."""
+
+
+def suffix_of(path: Path) -> str:
+    """.jsonl, .csv or .tsv. Raises FileError for another suffix."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in SUFFIXES:
+        raise FileError(f"{path}: suffix is not one of {', '.join(SUFFIXES)}, or one of them with .gz")
+    return suffix
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a file, in order. Raises FileError where the file itself cannot be read."""
+    suffix = suffix_of(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from records(file, suffix, str(path))
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def records(file: IO[bytes], suffix: str, name: str) -> Iterator[Record]:
+    """The records of an open file; `name` is what errors call it."""
+    lines = _decode(file, name)
+    return _jsonl(lines) if suffix == ".jsonl" else _table(lines, DELIMITERS[suffix], name)
+
+
+def _decode(file: Iterable[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise FileError(f"{name}:{number}: not UTF-8") from None
+
+
+def _jsonl(lines: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"not JSON: {error}"
+            continue
+        yield number, fields if isinstance(fields, dict) else "not a JSON object"
+
+
+def _table(lines: Iterator[str], delimiter: str, name: str) -> Iterator[Record]:
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            ragged = None in fields or None in fields.values()
+            yield reader.line_num, "number of columns differs from the header's" if ragged else dict(fields)
+    except csv.Error as error:
+        raise FileError(f"{name}:{reader.line_num}: {error}") from None

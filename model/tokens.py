@@ -1,0 +1,123 @@
+"""Text -> rows of token ids, with offsets where asked; truncation is reported, never silent.
+
+A thin cover over Hugging Face `tokenizers`, whose Rust code releases the interpreter lock.
+Called by service (in a thread), training and model/bundle.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tokenizers import Tokenizer as RawTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tokenizers import Encoding
+
+Text: TypeAlias = str | tuple[str, str]  # a text, or a pair read together
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of one text, special tokens included.
+
+    types is 0 for the first text of a pair and 1 for the second; None where all are 0.
+    truncated counts the tokens that were cut off.
+    """
+
+    ids: list[int]
+    types: list[int] | None = None
+    truncated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.ids)
+
+
+class Tokenizer:
+    """A trained tokenizer, made from the text of a tokenizer.json."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._raw = RawTokenizer.from_str(tokenizer_json)
+        self._raw.no_truncation()
+        self._raw.no_padding()
+        self._num_special = {pair: self._raw.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read FOLDER/tokenizer.json. Raises ValueError where it is missing or not a tokenizer."""
+        file = folder / "tokenizer.json"
+        try:
+            return cls(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"no tokenizer.json in the folder: {folder}") from None
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"not a tokenizer ({error}): {file}") from None
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        return self._raw.to_str(pretty=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self._raw.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token, None where the vocabulary has none."""
+        return self._raw.token_to_id(token)
+
+    def encode(self, texts: Sequence[Text], max_tokens: int) -> list[Row]:
+        """Rows of at most max_tokens tokens; the end of a longer text is cut, of a pair the longer side."""
+        encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=True)
+        return [
+            _row(e) if len(e) <= max_tokens else self._truncated(text, len(e), max_tokens)
+            for text, e in zip(texts, encodings, strict=True)
+        ]
+
+    def offsets(self, text: str, max_tokens: int) -> list[tuple[int, int]]:
+        """Start and end character in `text` of each token of its row; (0, 0) for special tokens."""
+        encoding = self._raw.encode(text, add_special_tokens=False)
+        encoding.truncate(max_tokens - self._num_special[False])
+        offsets: list[tuple[int, int]] = self._raw.post_process(encoding).offsets
+        return offsets
+
+    def _truncated(self, text: Text, tokens: int, max_tokens: int) -> Row:
+        """Cut before the special tokens go in, so that the last one is still there."""
+        parts = [
+            self._raw.encode(part, add_special_tokens=False) for part in ((text,) if isinstance(text, str) else text)
+        ]
+        keep = fit([len(part) for part in parts], max_tokens - self._num_special[len(parts) == 2])
+        for part, n in zip(parts, keep, strict=True):
+            part.truncate(n)
+        return _row(self._raw.post_process(*parts), truncated=tokens - max_tokens)
+
+
+def _row(encoding: Encoding, truncated: int = 0) -> Row:
+    types = encoding.type_ids
+    return Row(encoding.ids, types if any(types) else None, truncated)
+
+
+def fit(lengths: Sequence[int], room: int) -> list[int]:
+    """Shorten the longest part until all fit into room: [9, 2] into 6 is [4, 2]."""
+    lengths = list(lengths)
+    while sum(lengths) > room:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        others = [n for i, n in enumerate(lengths) if i != longest]
+        level = max([*others, 0])
+        cut = min(sum(lengths) - room, max(lengths[longest] - level, 1))
+        lengths[longest] -= cut
+    return lengths
+
+
+def tokenizer_config(tokenizer: Tokenizer, max_tokens: int) -> str:
+    """The text of tokenizer_config.json, by which transformers opens the same tokenizer."""
+    roles = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    special = {f"{role}_token": token for role, token in roles.items() if tokenizer.token_id(token) is not None}
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **special}
+    return json.dumps(fields, indent=2) + "\n"

@@ -1,0 +1,82 @@
+"""The Ray Serve deployment: a replica is the routes of service/routes.py over its own loaded models.
+
+`build` is the import path of a Serve config (deploy/), and what service/launch.py runs locally. With
+Ray's direct ingress the replica's own HTTP server calls the routes; no request passes through a proxy
+written in Python.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+from ray.serve._private import replica as ray_replica
+
+from service.settings import Settings, parse_specs
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from starlette.applications import Starlette
+
+# A replica opens a port for calls between deployments, on all interfaces. Heed has one deployment.
+_add_port = ray_replica.add_port_to_grpc_server
+ray_replica.add_port_to_grpc_server = lambda server, address: _add_port(server, address.replace("[::]", "127.0.0.1"))
+
+# Ray would answer 503 by count; the batcher refuses by tokens, with 429 and a time to come back.
+NO_LIMIT = 1_000_000
+
+
+class Replica:
+    """One process that answers. Ray calls its methods; their names are Ray's."""
+
+    def __init__(self, settings: dict[str, Any], num_threads: int) -> None:
+        # Imported here: the driver that only describes the deployment needs no torch.
+        from service.models import Models
+        from service.routes import Service
+
+        logging.getLogger("heed").setLevel(logging.INFO)
+        parsed = Settings(**settings)
+        self._service = Service(Models(parse_specs(parsed.models), parsed, num_threads), parsed)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """The application that the replica's HTTP server runs."""
+        return self._service.asgi()
+
+    def check_health(self) -> None:
+        """Raise where the compute loop stands still: Ray then replaces the replica."""
+        if not self._service.is_live:
+            raise RuntimeError("the compute loop does not turn")
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The Serve application for settings given by name; unset ones come from HEED_* and the defaults."""
+    settings = Settings(**args)
+    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.path.join(tempfile.gettempdir(), "heed-metrics"))
+    cores = os.cpu_count() or 1
+    num_threads = settings.compute_threads or max(1, cores // settings.replicas)
+    wants_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="heed",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=NO_LIMIT,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        logging_config={"enable_access_log": False},
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": 1 / settings.replicas if wants_gpu else 0,
+            "runtime_env": {
+                "env_vars": {
+                    "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
+                    "OMP_NUM_THREADS": str(num_threads),
+                    "TOKENIZERS_PARALLELISM": "false",
+                }
+            },
+        },
+    )
+    return deployment.bind(settings.model_dump(), num_threads)

@@ -1,0 +1,83 @@
+"""`heed serve` and `heed predict`: parse, call one function, print the result, return an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from tqdm import tqdm
+
+from service.settings import Settings, load_settings, parse_specs
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pydantic.fields import FieldInfo
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed serve`: one for each setting."""
+    parser.add_argument("models", nargs="*", metavar="[NAME=]BUNDLE", help="default: the model that comes with Heed")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings by name")
+    for name, field in Settings.model_fields.items():
+        if name != "models":
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                metavar=_metavar(field),
+                help=f"{field.description} (default: {field.default})",
+            )
+
+
+def serve_command(args: argparse.Namespace) -> int:
+    """Serve until it is stopped."""
+    flags = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) not in (None, [])}
+    settings = load_settings(flags, args.config)
+    for spec in parse_specs(settings.models):
+        print(f"heed serve: {spec.name} from {spec.folder}", file=sys.stderr)
+    from service.launch import serve_forever
+
+    serve_forever(settings)
+    return 0
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = get_args(field.annotation)
+    return "{" + ",".join(choices) + "}" if choices and isinstance(choices[0], str) else "VALUE"
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed predict`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        default="-",
+        metavar="FILE",
+        help="rows with text (and text_pair): .jsonl, .csv, .tsv, or with .gz; - is JSONL on stdin",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL to write; default: stdout")
+    parser.add_argument("--top-k", type=int, metavar="N", help="labels per text; default: all")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+
+
+def predict_command(args: argparse.Namespace) -> int:
+    """Label the texts of a file, in order."""
+    from model.bundle import load_bundle
+    from model.device import choose_device
+    from service.predict import predict_texts, read_texts
+    from service.predictor import Predictor
+
+    if args.top_k is not None and args.top_k < 1:
+        raise ValueError(f"--top-k is not at least 1: {args.top_k}")
+    predictor = Predictor(load_bundle(args.bundle), choose_device(args.device), args.precision)
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(args.out.open("w", encoding="utf-8")) if args.out else sys.stdout
+        bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False))
+        for answer in predict_texts(predictor, read_texts(args.file, args.text_column), args.top_k):
+            print(answer.model_dump_json(exclude_none=True), file=sink)
+            bar.update()
+    return 0

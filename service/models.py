@@ -1,0 +1,108 @@
+"""The served models: load, verify, warm up, find by name.
+
+A served model is a bundle with its predictor and its own queue; all of a replica share one compute thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from model.bundle import BundleError, load_bundle
+from model.device import choose_device
+from service import metrics
+from service.batching import Batcher
+from service.errors import NoSuchModel
+from service.predictor import ComputeThread, Predictor, Scored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from model.bundle import Bundle
+    from model.tokens import Row, Text
+    from service.settings import Settings, Spec
+
+log = logging.getLogger("heed")
+
+
+class ServedModel:
+    """One bundle that answers."""
+
+    def __init__(self, name: str, bundle: Bundle, compute: ComputeThread, settings: Settings) -> None:
+        self.name, self.bundle = name, bundle
+        self.predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
+        self.batcher: Batcher[Row, Scored] = Batcher(
+            lambda rows: compute.run(self.predictor, rows),
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
+        )
+
+    def tokenize(self, texts: Sequence[Text]) -> list[Row]:
+        """Rows that the model reads."""
+        return self.bundle.tokenizer.encode(texts, self.bundle.max_tokens)
+
+
+class Models:
+    """All that a replica serves."""
+
+    def __init__(self, specs: Sequence[Spec], settings: Settings, num_threads: int) -> None:
+        self._compute = ComputeThread(num_threads)
+        self._tokenizers = ThreadPoolExecutor(1, "tokenize")
+        self._served = {spec.name: self._load(spec, settings) for spec in specs}
+        self._loops: list[asyncio.Task[None]] = []
+
+    def _load(self, spec: Spec, settings: Settings) -> ServedModel:
+        """Load and warm up. Raises BundleError where the bundle cannot be trusted."""
+        start = time.monotonic()
+        try:
+            model = ServedModel(spec.name, load_bundle(spec.folder), self._compute, settings)
+        except BundleError:
+            metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
+            raise
+        self._compute.call(model.predictor.warm_up)
+        metrics.MODEL_LOADS.labels(spec.name, "loaded").inc()
+        metrics.MODEL_INFO.labels(spec.name, model.bundle.version).set(1)
+        precision, device = model.predictor.precision, model.predictor.device
+        log.info(
+            "loaded %s version %s on %s in %s: %.1f s",
+            spec.name, model.bundle.version, device, precision, time.monotonic() - start,
+        )  # fmt: skip
+        return model
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._served.values())
+
+    def find(self, wanted: str | None) -> ServedModel:
+        """The model of a NAME or NAME@VERSION, the first for None. Raises NoSuchModel."""
+        if wanted is None:
+            return next(iter(self._served.values()))
+        name, _, version = wanted.partition("@")
+        model = self._served.get(name)
+        if model is None or version not in ("", model.bundle.version):
+            raise NoSuchModel(", ".join(f"{m.name}@{m.bundle.version}" for m in self))
+        return model
+
+    async def tokenize(self, model: ServedModel, texts: Sequence[Text]) -> list[Row]:
+        """Rows of the texts, made in the tokenizer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
+
+    def start(self) -> None:
+        """Start each model's loop, in the running event loop."""
+        self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
+
+    def is_live(self, stuck_s: float) -> bool:
+        """Whether every loop turns, and no pass has run for longer than stuck_s."""
+        passes = [m.batcher.pass_s() for m in self]
+        return all(not loop.done() for loop in self._loops) and max(passes, default=0) < stuck_s
+
+    async def drain(self) -> None:
+        """Answer what was accepted, then stop the loops."""
+        for model in self:
+            model.batcher.drain()
+        await asyncio.gather(*self._loops)
+        self._compute.close()
+        self._tokenizers.shutdown(wait=False)

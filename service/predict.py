@@ -1,0 +1,47 @@
+"""Offline prediction: the answers of the service for the rows of a file, in order, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.batch import plan_passes
+from model.forward import PASS_TOKENS
+from model.records import FileError, read_records, records
+from service.schemas import text_result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from model.tokens import Text
+    from service.predictor import Predictor, Scored
+    from service.schemas import TextResult
+
+CHUNK_ROWS = 2048  # read, sorted by length, answered and written together
+
+
+def read_texts(file: str, text_column: str) -> Iterator[Text]:
+    """The texts and pairs of a data file, or of JSONL on stdin for -. Raises FileError at a bad row."""
+    rows = records(sys.stdin.buffer, ".jsonl", "stdin") if file == "-" else read_records(Path(file))
+    for line, fields in rows:
+        where = f"{'stdin' if file == '-' else file}:{line}"
+        if isinstance(fields, str):
+            raise FileError(f"{where}: {fields}")
+        text, pair = fields.get(text_column), fields.get("text_pair")
+        if not isinstance(text, str) or not isinstance(pair, str | None):
+            raise FileError(f"{where}: {text_column} is missing or not a string, or text_pair is not a string")
+        yield text if pair is None else (text, pair)
+
+
+def predict_texts(predictor: Predictor, texts: Iterable[Text], top_k: int | None) -> Iterator[TextResult]:
+    """An answer per text, in order."""
+    bundle, remaining = predictor.bundle, iter(texts)
+    while chunk := list(islice(remaining, CHUNK_ROWS)):
+        rows = bundle.tokenizer.encode(chunk, bundle.max_tokens)
+        answers: dict[int, Scored] = {}
+        for indices in plan_passes([row.tokens for row in rows], PASS_TOKENS):
+            answers |= zip(indices, predictor([rows[i] for i in indices]), strict=True)
+        for i, row in enumerate(rows):
+            yield text_result(bundle.labels, row, answers[i], top_k)

@@ -1,0 +1,92 @@
+"""A bundle on a device: rows in, scores out, in one dedicated thread.
+
+One thread, because each thread that computes brings its own team of OpenMP threads, and teams fight for
+the cores. Called by service/models.py; the batcher decides what is in a pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from model.batch import layout_for, make_batch
+from model.device import PRECISIONS, choose_precision
+from model.scores import label_sets, probabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model.bundle import Bundle
+    from model.tokens import Row
+
+Result = TypeVar("Result")
+WARM_UP_ROWS = (1, 2, 8, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the model says of one text, in the order of its label ids; in_set is None without calibration."""
+
+    logits: list[float]
+    scores: list[float]
+    in_set: list[bool] | None
+
+
+class ComputeThread:
+    """The one thread of a replica that touches the device."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._executor = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(num_threads,))
+
+    async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored]:
+        """predictor(rows), there."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, predictor, rows)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """function(), there, for a caller that may wait."""
+        return self._executor.submit(function).result()
+
+    def close(self) -> None:
+        """Let the thread end after its present work."""
+        self._executor.shutdown(wait=False)
+
+
+class Predictor:
+    """Moves the bundle's classifier to its device and precision, and answers passes of rows."""
+
+    def __init__(self, bundle: Bundle, device: torch.device, precision: str = "auto") -> None:
+        self.bundle, self.device = bundle, device
+        self.dtype = choose_precision(precision, device)
+        self._classifier = bundle.classifier.to(device, self.dtype).eval()
+        self._layout = layout_for(device)
+
+    @property
+    def precision(self) -> str:
+        """Type of the weights, as the settings call it."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def packed(self) -> bool:
+        """Whether its passes hold no padding."""
+        return self._layout == "packed"
+
+    @torch.inference_mode()
+    def __call__(self, rows: Sequence[Row]) -> list[Scored]:
+        """One forward pass; answers in the order of the rows."""
+        batch = make_batch(rows, self._layout, self._classifier.config.pad_id)
+        logits = self._classifier(batch.to(self.device)).cpu().numpy()
+        calibration, problem = self.bundle.calibration, self.bundle.problem_type
+        scores = probabilities(logits, problem, calibration.temperature)
+        sets = label_sets(scores, problem, calibration)
+        in_sets = [None] * len(rows) if sets is None else sets.tolist()
+        return [Scored(*parts) for parts in zip(logits.tolist(), scores.tolist(), in_sets, strict=True)]
+
+    def warm_up(self) -> None:
+        """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
+        [row] = self.bundle.tokenizer.encode(["to be or not to be, that is the question"], self.bundle.max_tokens)
+        for n in WARM_UP_ROWS:
+            self([row] * n)

@@ -1,0 +1,327 @@
+"""The HTTP of a replica: routes as an ASGI application, without Ray.
+
+One request reads down classify(). Built by service/app.py inside a replica, and by tests without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from service import metrics
+from service.batching import Answer
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    MethodNotAllowed,
+    NoSuchRoute,
+    NotReady,
+    ServiceError,
+    TooManyTokens,
+)
+from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
+from service.schemas import (
+    ClassifyResponse,
+    Health,
+    ModelInfo,
+    ModelList,
+    Timing,
+    parse_request,
+    request_model,
+    text_result,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from model.tokens import Row
+    from service.models import Models, ServedModel
+    from service.predictor import Scored
+    from service.schemas import ClassifyRequest
+    from service.settings import Settings
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("heed")
+
+STUCK_S = 60.0  # a pass that runs longer means that the device hangs
+GAUGES_EVERY_S = 0.5
+MAX_REQUEST_ID = 128
+
+
+class Service:
+    """What the routes of one replica share."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models, self.settings = models, settings
+        self._request_model = request_model(settings)
+        self._openapi = openapi(self._request_model)
+        self._is_draining = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the compute loops turn."""
+        return self.models.is_live(STUCK_S)
+
+    async def classify(self, http: Request) -> Response:
+        """POST /v1/classify."""
+        started = time.perf_counter()
+        if self._is_draining:
+            raise NotReady("the server is stopping")
+        body = await read_body(http, self.settings.max_body_bytes)
+        request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
+        model = self.models.find(request.model)
+        async with deadline(request.timeout_ms or self.settings.timeout_ms):
+            rows = await self.models.tokenize(model, request.inputs)  # 2. texts -> token ids
+            tokenized = time.perf_counter()
+            answers = await answer_rows(model, rows, request)  # 3. wait for a forward pass
+        results = [  # 4. shape the answer
+            text_result(model.bundle.labels, row, answer.result, request.top_k, raw_scores=request.raw_scores)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        observe(model, rows, answers, tokenized - started)
+        response = ClassifyResponse(
+            request_id=request_id(http),
+            model=model.name,
+            version=model.bundle.version,
+            results=results,
+            timing_ms=timing(answers, started, tokenized),
+        )
+        return Response(
+            response.model_dump_json(exclude_none=True),
+            media_type="application/json",
+            headers={"x-request-id": response.request_id},
+        )
+
+    async def list_models(self, http: Request) -> Response:
+        """GET /v1/models and GET /info."""
+        return as_json(
+            ModelList(
+                models=[
+                    ModelInfo(
+                        name=m.name,
+                        version=m.bundle.version,
+                        labels=m.bundle.labels,
+                        problem_type=m.bundle.problem_type,
+                        max_tokens=m.bundle.max_tokens,
+                        device=str(m.predictor.device),
+                        precision=m.predictor.precision,
+                    )
+                    for m in self.models
+                ],
+                max_texts_per_request=self.settings.max_texts_per_request,
+                max_text_chars=self.settings.max_text_chars,
+                max_body_bytes=self.settings.max_body_bytes,
+            )
+        )
+
+    async def live(self, http: Request) -> Response:
+        """GET /health/live."""
+        return self._health(lambda health: health.live)
+
+    async def ready(self, http: Request) -> Response:
+        """GET /health/ready."""
+        return self._health(lambda health: health.ready)
+
+    async def health(self, http: Request) -> Response:
+        """GET /health."""
+        return self._health(lambda health: health.live and health.ready)
+
+    def _health(self, is_well: Callable[[Health], bool]) -> Response:
+        health = Health(live=self.is_live, ready=self.is_live and not self._is_draining)
+        return as_json(health, 200 if is_well(health) else 503)
+
+    async def metrics(self, http: Request) -> Response:
+        """GET /metrics."""
+        self.set_gauges()
+        text = await asyncio.to_thread(metrics.exposition)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def set_gauges(self) -> None:
+        """What waits, right now."""
+        batchers = [model.batcher for model in self.models]
+        metrics.QUEUE_TEXTS.set(sum(b.queue_texts for b in batchers))
+        metrics.QUEUE_TOKENS.set(sum(b.queue_tokens for b in batchers))
+        metrics.QUEUE_OLDEST.set(max(b.oldest_s() for b in batchers))
+
+    async def keep_gauges(self) -> None:
+        """For the scrapes that another replica of the node answers."""
+        busy_s, at = 0.0, time.perf_counter()
+        while True:
+            self.set_gauges()
+            await asyncio.sleep(GAUGES_EVERY_S)
+            busy_before, before = busy_s, at
+            busy_s, at = sum(model.batcher.busy_s for model in self.models), time.perf_counter()
+            metrics.BUSY.set(min(1.0, (busy_s - busy_before) / (at - before)))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Start the compute loops; on the way out, answer what was accepted."""
+        self.models.start()
+        gauges = asyncio.create_task(self.keep_gauges())
+        try:
+            yield
+        finally:
+            self._is_draining = True
+            await self.models.drain()
+            gauges.cancel()
+
+    def asgi(self) -> Starlette:
+        """The application."""
+
+        def route(path: str, handler: Handler, method: str = "GET") -> Route:
+            return Route(path, counted(path, handler), methods=[method])
+
+        async def document(http: Request) -> Response:
+            return JSONResponse(self._openapi)
+
+        async def docs(http: Request) -> Response:
+            return HTMLResponse(DOCS_PAGE)
+
+        return Starlette(
+            routes=[
+                route("/v1/classify", self.classify, "POST"),
+                route("/v1/models", self.list_models),
+                route("/info", self.list_models),
+                route("/health/live", self.live),
+                route("/health/ready", self.ready),
+                route("/health", self.health),
+                route("/metrics", self.metrics),
+                route("/openapi.json", document),
+                route("/docs", docs),
+                Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+            ],
+            exception_handlers={HTTPException: not_a_route},  # type: ignore[dict-item]
+            lifespan=self.lifespan,
+        )
+
+
+def counted(route: str, handler: Handler) -> Handler:
+    """The handler, with its errors as answers and its outcome in the metrics."""
+
+    async def answer(http: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await handler(http)
+        except ServiceError as error:
+            response = refusal(error)
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it
+        except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
+            log.error("%s failed: %s at %s", route, type(error).__name__, origin(error))
+            response = refusal(ServiceError())
+        metrics.REQUESTS.labels(route, str(response.status_code)).inc()
+        metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+        return response
+
+    return answer
+
+
+def origin(error: BaseException) -> str:
+    """File and line where an error was raised: enough to find a bug, and no value of a variable."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"
+
+
+async def read_body(http: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is seen to be over the limit. Raises BodyTooLarge."""
+    length = http.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise BodyTooLarge(limit)
+    chunks, size = [], 0
+    async for chunk in http.stream():
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+@contextlib.asynccontextmanager
+async def deadline(timeout_ms: int) -> AsyncIterator[None]:
+    """Leave with DeadlineExceeded after so long; what still waits is dropped by the batcher."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(timeout_ms) from None
+
+
+async def answer_rows(model: ServedModel, rows: Sequence[Row], request: ClassifyRequest) -> list[Answer[Scored]]:
+    """An answer per row; with on_long=error, a row that was cut is refused alone."""
+    refused = {i for i, row in enumerate(rows) if row.truncated and request.on_long == "error"}
+    passed = iter(await model.batcher.submit([row for i, row in enumerate(rows) if i not in refused]))
+    limit = model.bundle.max_tokens
+    return [
+        Answer(TooManyTokens(row.tokens + row.truncated, limit), 0.0, 0.0) if i in refused else next(passed)
+        for i, row in enumerate(rows)
+    ]
+
+
+def timing(answers: Sequence[Answer[Scored]], started: float, tokenized: float) -> Timing:
+    """Seconds -> ms, rounded to microseconds."""
+
+    def ms(seconds: float) -> float:
+        return round(seconds * 1000, 3)
+
+    return Timing(
+        queue=ms(max(answer.queue_s for answer in answers)),
+        tokenize=ms(tokenized - started),
+        forward=ms(max(answer.forward_s for answer in answers)),
+        total=ms(time.perf_counter() - started),
+    )
+
+
+def observe(model: ServedModel, rows: Sequence[Row], answers: Sequence[Answer[Scored]], tokenize_s: float) -> None:
+    """Count an answered request."""
+    metrics.TOKENIZE_SECONDS.observe(tokenize_s)
+    metrics.TEXTS.labels(model.name, model.bundle.version).inc(len(rows))
+    metrics.TOKENS_READ.labels(model.name).inc(sum(row.tokens for row in rows))
+    metrics.TRUNCATED.labels(model.name).inc(sum(row.truncated > 0 for row in rows))
+    for answer in answers:
+        if isinstance(answer.result, ServiceError):
+            metrics.REFUSED.labels(answer.result.code).inc()
+            continue
+        scores = answer.result.scores
+        best = max(range(len(scores)), key=scores.__getitem__)
+        metrics.PREDICTIONS.labels(model.name, model.bundle.labels[best]).inc()
+        metrics.CONFIDENCE.labels(model.name).observe(scores[best])
+
+
+def request_id(http: Request) -> str:
+    """The caller's X-Request-Id where it is short and printable, else a new one."""
+    given = http.headers.get("x-request-id", "")
+    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def refusal(error: ServiceError) -> Response:
+    """The answer of an error."""
+    metrics.REFUSED.labels(error.code).inc()
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def not_a_route(http: Request, error: HTTPException) -> Response:
+    """404 and 405 in the shape of all errors."""
+    if error.status_code == 405:
+        return refusal(MethodNotAllowed((error.headers or {}).get("Allow", "")))
+    return refusal(NoSuchRoute())
+
+
+def as_json(model: Health | ModelList, status: int = 200) -> Response:
+    """A schema as an answer."""
+    return Response(model.model_dump_json(), status, media_type="application/json")

@@ -1,0 +1,209 @@
+"""The native request and response. What validates here is what /openapi.json documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from service.errors import InvalidRequest, NotJSON, ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.tokens import Row, Text
+    from service.predictor import Scored
+    from service.settings import Settings
+
+
+class ClassifyRequest(BaseModel):
+    """Texts, or pairs of texts read together, to classify. Unknown fields are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"texts": ["a gorgeous, witty, seductive movie", "paper thin"]}]},
+    )
+
+    texts: Annotated[list[str] | None, Field(description="Texts to classify; or send pairs.")] = None
+    pairs: Annotated[list[tuple[str, str]] | None, Field(description="Pairs of texts, each read together.")] = None
+    model: Annotated[str | None, Field(description="NAME or NAME@VERSION; default: the first served.")] = None
+    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
+    on_long: Annotated[
+        Literal["truncate", "error"],
+        Field(description="What to do with a text that is longer than the model reads."),
+    ] = "truncate"
+    timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time, or 504.")] = None
+
+    @model_validator(mode="after")
+    def _texts_or_pairs(self) -> ClassifyRequest:
+        if (self.texts is None) == (self.pairs is None):
+            raise ValueError("send either texts or pairs")
+        return self
+
+    @property
+    def inputs(self) -> list[Text]:
+        """The texts or the pairs."""
+        return list(self.texts if self.texts is not None else self.pairs or [])
+
+
+def request_model(settings: Settings) -> type[ClassifyRequest]:
+    """ClassifyRequest with the limits of this service in its types, and so in its schema."""
+    text = Annotated[str, StringConstraints(min_length=1, max_length=settings.max_text_chars)]
+    bounds = {"min_length": 1, "max_length": settings.max_texts_per_request}
+    texts, pairs = ClassifyRequest.model_fields["texts"], ClassifyRequest.model_fields["pairs"]
+    fields: dict[str, Any] = {
+        "texts": (Annotated[list[text], Field(**bounds)] | None, texts),  # type: ignore[valid-type]
+        "pairs": (Annotated[list[tuple[text, text]], Field(**bounds)] | None, pairs),  # type: ignore[valid-type]
+    }
+    return create_model("ClassifyRequest", __base__=ClassifyRequest, **fields)
+
+
+def parse_request(model: type[ClassifyRequest], body: bytes) -> ClassifyRequest:
+    """Bytes -> request. Raises NotJSON or InvalidRequest; neither repeats the input."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        if problems[0]["type"] == "json_invalid":
+            raise NotJSON(problems[0]["msg"].removeprefix("Invalid JSON: ")) from None
+        raise InvalidRequest(
+            [
+                {"field": field_name(p["loc"]), "message": p["msg"].removeprefix("Value error, ")}
+                for p in problems
+                if p["type"] != "extra_forbidden"
+            ]
+            + [
+                {
+                    "field": "",
+                    "message": f"there is no such field, there are: {', '.join(model.model_fields)}",
+                }
+                for p in problems
+                if p["type"] == "extra_forbidden"
+            ]
+        ) from None
+
+
+def field_name(location: tuple[int | str, ...]) -> str:
+    """("texts", 0) -> texts[0]."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).lstrip(".")
+
+
+class LabelScore(BaseModel):
+    """A label of the model with its score."""
+
+    label: str
+    score: Annotated[float, Field(description="Calibrated probability; the logit where raw_scores.")]
+
+
+class TextError(BaseModel):
+    """Why this one text has no answer."""
+
+    code: str
+    message: str
+
+
+class TextResult(BaseModel):
+    """The answer to one text: labels, or error in their place."""
+
+    labels: Annotated[list[LabelScore] | None, Field(description="Best first.")] = None
+    label_set: Annotated[
+        list[str] | None,
+        Field(description="Conformal set, or the labels over their thresholds; absent if the model has none."),
+    ] = None
+    tokens: Annotated[int | None, Field(description="Tokens that the model read, special tokens included.")] = None
+    truncated_tokens: Annotated[int | None, Field(description="Tokens that were cut off.")] = None
+    error: TextError | None = None
+
+
+def text_result(
+    labels: Sequence[str],
+    row: Row,
+    scored: Scored | ServiceError,
+    top_k: int | None = None,
+    *,
+    raw_scores: bool = False,
+) -> TextResult:
+    """One text's labels, best first, or its error."""
+    if isinstance(scored, ServiceError):
+        return TextResult(error=TextError(code=scored.code, message=str(scored)))
+    values = scored.logits if raw_scores else scored.scores
+    best = sorted(range(len(labels)), key=lambda i: -values[i])[:top_k]
+    in_set = scored.in_set
+    return TextResult(
+        labels=[LabelScore(label=labels[i], score=values[i]) for i in best],
+        label_set=None if in_set is None else [label for label, inside in zip(labels, in_set, strict=True) if inside],
+        tokens=row.tokens,
+        truncated_tokens=row.truncated,
+    )
+
+
+class Timing(BaseModel):
+    """Where the time went, in ms; queue and forward are the longest of the request's texts."""
+
+    queue: float
+    tokenize: float
+    forward: float
+    total: float
+
+
+class ClassifyResponse(BaseModel):
+    """Answers in the order of the texts."""
+
+    request_id: str
+    model: str
+    version: str
+    results: list[TextResult]
+    timing_ms: Timing
+
+
+class ErrorBody(BaseModel):
+    """What went wrong and what to change."""
+
+    code: str
+    message: str
+    details: list[dict[str, str]]
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not 200."""
+
+    error: ErrorBody
+
+
+class Health(BaseModel):
+    """Live: the compute loop turns. Ready: every model is loaded and warm, and the replica is not draining."""
+
+    live: bool
+    ready: bool
+
+
+class ModelInfo(BaseModel):
+    """One served model."""
+
+    name: str
+    version: str
+    labels: list[str]
+    problem_type: Literal["single_label_classification", "multi_label_classification"]
+    max_tokens: int
+    device: str
+    precision: str
+
+
+class ModelList(BaseModel):
+    """What is served, and the limits on a request."""
+
+    models: list[ModelInfo]
+    max_texts_per_request: int
+    max_text_chars: int
+    max_body_bytes: int

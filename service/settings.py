@@ -1,0 +1,130 @@
+"""Every knob of the service, in one place: flag, then HEED_* variable, then YAML, then default.
+
+Combinations that cannot work are refused at start-up, with the change that would mend them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Positive = Annotated[int, Field(ge=1)]
+
+SENTIMENT = Path(__file__).parent.parent / "model" / "bundles" / "sentiment"  # the model that comes with Heed
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which bundle is served under which name."""
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """NAME=LOCATION, or a LOCATION that is named after its folder. Raises ValueError naming the spec."""
+        name, equals, location = text.partition("=")
+        folder = Path(location if equals else name)
+        name = name if equals else folder.resolve().name
+        if not name or "@" in name:
+            raise ValueError(f"a model's name is not empty and has no @: {text}")
+        if not folder.is_dir():
+            raise ValueError(f"no bundle folder: {folder}")
+        return cls(name, folder.resolve())
+
+
+def parse_specs(texts: Sequence[str]) -> list[Spec]:
+    """Specs of distinct names; with none, the model that comes with Heed."""
+    specs = [Spec.parse(text) for text in texts] or [Spec("sentiment", SENTIMENT)]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two models have one name, give one another with NAME=BUNDLE: {name}")
+    return specs
+
+
+class Settings(BaseSettings):
+    """Settings of `heed serve`. A field's description is the help of its flag."""
+
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
+
+    models: Annotated[list[str], Field(description="what to serve: [NAME=]BUNDLE")] = []
+    host: Annotated[str, Field(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="port of HTTP")] = 8000
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(description="of weights and activations")] = (
+        "auto"
+    )
+    replicas: Annotated[Positive, Field(description="processes that answer, each with its own models")] = 1
+    compute_threads: Annotated[
+        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all cores, shared evenly")
+    ] = 0
+    max_batch_tokens: Annotated[Positive, Field(description="tokens of one forward pass, at most")] = 16_384
+    max_queue_tokens: Annotated[Positive, Field(description="tokens that may wait in a replica; over it, 429")] = (
+        262_144
+    )
+    max_texts_per_request: Annotated[Positive, Field(description="texts of one request, at most")] = 1_000
+    max_text_chars: Annotated[Positive, Field(description="characters of one text, at most")] = 50_000
+    max_body_bytes: Annotated[Positive, Field(description="bytes of one request's body, at most")] = 4_000_000
+    timeout_ms: Annotated[Positive, Field(description="deadline of a request that names none, in ms")] = 30_000
+    drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
+        30.0
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
+        if self.max_queue_tokens < self.max_batch_tokens:
+            raise ValueError(
+                f"max_queue_tokens would keep every pass below max_batch_tokens={self.max_batch_tokens}: "
+                f"raise it from {self.max_queue_tokens}"
+            )
+        if self.device == "cpu" and self.precision == "fp16":
+            raise ValueError("precision fp16 is for GPUs: use --precision bf16 or fp32 on a cpu")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Who wins: what is given by name, then the environment, then YAML."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:
+    """Settings of the flags that were given, the environment, a YAML file and the defaults, in this order.
+
+    Raises ValueError naming the setting and what to change.
+    """
+    if config is not None and not config.is_file():
+        raise ValueError(f"no settings file: {config}")
+
+    class WithFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=config)
+
+    try:
+        return Settings(**WithFile(**flags).model_dump())
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({error}): {config}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{name}: {message}, not: {first['input']}" if name else message) from None

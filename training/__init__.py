@@ -1,0 +1,1 @@
+"""Labelled text in, bundle out. Imports model."""

@@ -1,0 +1,128 @@
+"""Resume state: all that a run needs to go on as if it had never stopped. Tensors and JSON, no pickle.
+
+A checkpoint is a folder beside the bundle, `OUT.checkpoint/`, replaced whole: weights, the best weights so
+far, AdamW's moments, the random state, and where in which epoch the run stood.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain data."""
+
+    epoch: int = 0  # counted from 0
+    batch: int = 0  # batches of this epoch that are done
+    step: int = 0  # optimizer steps of the whole run
+    loss_sum: float = 0.0  # over this epoch's batches
+    tokens: int = 0  # of this epoch
+    best_score: float = -1.0
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+
+    def after_step(self, loss: float, tokens: int) -> None:
+        """Count one batch."""
+        self.batch += 1
+        self.step += 1
+        self.loss_sum += loss
+        self.tokens += tokens
+
+    def after_epoch(self, batches: int, dev_score: float, dev_loss: float, seconds: float) -> None:
+        """Close an epoch: its row of figures, and the next one's start."""
+        if dev_score > self.best_score:
+            self.best_score, self.best_epoch = dev_score, self.epoch
+        self.history.append(
+            {
+                "epoch": self.epoch + 1,
+                "loss": self.loss_sum / batches,
+                "dev_loss": dev_loss,
+                "dev_score": dev_score,
+                "tokens": self.tokens,
+                "seconds": seconds,
+            }
+        )
+        self.epoch, self.batch, self.loss_sum, self.tokens = self.epoch + 1, 0, 0.0, 0
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    best: dict[str, Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: dict[str, Any],
+) -> None:
+    """Replace the checkpoint in `folder`. `identity` says which run this is: settings and data hashes."""
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(dict(model.state_dict()), partial / "model.safetensors")
+    if best is not None:
+        save_file(best, partial / "best.safetensors")
+    save_file(_optimizer_tensors(optimizer) | _random_tensors(), partial / "state.safetensors")
+    (partial / "progress.json").write_text(json.dumps({"identity": identity, "progress": asdict(progress)}))
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    """Put model, optimizer and random state back; return the progress and the best weights.
+
+    Raises ValueError where there is no checkpoint, or it belongs to other settings or data.
+    """
+    if not folder.exists():  # stopped between two renames: the one before is whole
+        folder = folder.with_name(folder.name + ".old")
+    if not folder.exists():
+        raise ValueError(f"there is no checkpoint to resume: {folder.with_suffix('')}")
+    state = json.loads((folder / "progress.json").read_text())
+    differs = [key for key in identity if json.loads(json.dumps(identity[key])) != state["identity"].get(key)]
+    if differs:
+        raise ValueError(f"the checkpoint in {folder} was made with another value of: {', '.join(differs)}")
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    best = load_file(folder / "best.safetensors") if (folder / "best.safetensors").exists() else None
+    tensors = load_file(folder / "state.safetensors")
+    _restore_optimizer(optimizer, tensors)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if torch.cuda.is_available() and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return Progress(**state["progress"]), best
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's step and moments, named by the parameter's place."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, moments in state.items() for name, value in moments.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        place, _, name = key.partition(".")
+        if place.isdigit():
+            state.setdefault(int(place), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,150 @@
+"""`heed train` and `heed evaluate`: parse, call one function, print the result, return an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from model.bundle import load_bundle
+from model.device import choose_device
+from training.data import Columns, Dataset, read_dataset
+from training.evaluate import evaluate
+from training.report import evaluation_text
+from training.train import TrainConfig, train
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed train`."""
+    parser.add_argument(
+        "--train",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="labelled rows: .jsonl, .csv, .tsv, or with .gz",
+    )
+    parser.add_argument("--dev", type=Path, metavar="FILE", help="held-out rows; default: a tenth of --train, by hash")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="rows that only the last figures are taken on")
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write; must not exist")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="FOLDER",
+        help="encoder to start from, with its tokenizer; default: from scratch",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
+    settings = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(TrainConfig))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help=f"a setting; defaults: {settings}"
+    )
+    _add_data_arguments(parser)
+
+
+def train_command(args: argparse.Namespace) -> int:
+    """Train a classifier and write its bundle."""
+    config = read_config(args.config, args.set)
+    train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
+    assert train_set is not None
+    manifest, evaluations = train(
+        config,
+        train_set,
+        dev_set,
+        test_set,
+        args.out,
+        init=args.init,
+        device=choose_device(args.device),
+        resume=args.resume,
+        command=shlex.join(["heed", *sys.argv[1:]]),
+    )
+    if args.json:
+        figures = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+        print(json.dumps({"bundle": str(args.out), "version": manifest.version, **figures}, ensure_ascii=False))
+        return 0
+    for name, evaluation in evaluations.items():
+        print(f"{name}\n{evaluation_text(evaluation)}\n")
+    print(f"bundle {args.out}, version {manifest.version}")
+    return 0
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed evaluate`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled rows")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder to write evaluation.txt and metrics.json to")
+    _add_data_arguments(parser)
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    """Measure a bundle on labelled rows."""
+    bundle = load_bundle(args.bundle)
+    bundle.classifier.to(choose_device(args.device))
+    dataset = _read(args.data, args)
+    assert dataset is not None
+    with tqdm(total=len(dataset.examples), desc="evaluate", unit="row", leave=False) as bar:
+        evaluation = evaluate(bundle, dataset, on_pass=bar.update)
+    as_json = json.dumps(evaluation.to_dict(), ensure_ascii=False)
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)
+        (args.report / "evaluation.txt").write_text(evaluation_text(evaluation) + "\n", encoding="utf-8")
+        (args.report / "metrics.json").write_text(as_json + "\n", encoding="utf-8")
+    print(as_json if args.json else evaluation_text(evaluation))
+    return 0
+
+
+def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
+    """Settings from a YAML file, then `key=value` pairs over them.
+
+    Raises ValueError naming the setting and what it may be.
+    """
+    settings: dict[str, Any] = {}
+    if file is not None:
+        try:
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"cannot read the settings ({error}): {file}") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ValueError(f"the settings are not a mapping of names to values: {file}")
+        settings |= loaded or {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set wants key=value: {assignment}")
+        settings[key] = yaml.safe_load(value)
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"no setting is named {key}, there are: {', '.join(known)}")
+    try:
+        return TypeAdapter(TrainConfig).validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
+    parser.add_argument("--label-column", default="label", metavar="NAME", help="field that holds the label")
+    parser.add_argument("--bad-rows", choices=["error", "skip"], default="error", help="what to do with a bad row")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+
+
+def _read(path: Path | None, args: argparse.Namespace) -> Dataset | None:
+    if path is None:
+        return None
+    dataset = read_dataset(path, Columns(args.text_column, args.label_column), args.bad_rows)
+    if dataset.skipped:
+        print(f"skipped {len(dataset.skipped)} bad rows, the first: {dataset.skipped[0]}", file=sys.stderr)
+    return dataset

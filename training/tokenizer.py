@@ -1,0 +1,101 @@
+"""Learn a tokenizer from training texts, or cut one down to the pieces that they use.
+
+WordPiece lower-cases and gives each Chinese character a token (BERT's rules); byte-level BPE keeps case
+and reads any bytes. Both put [CLS] first and [SEP] after each text, as both families expect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from model.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+    from model.tokens import Text
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAD_ID = 0
+Kind = Literal["wordpiece", "bpe"]
+
+
+def learn_tokenizer(texts: Iterable[Text], kind: Kind, vocab_size: int) -> Tokenizer:
+    """A tokenizer of at most vocab_size tokens, learned from the texts."""
+    raw, trainer = _wordpiece(vocab_size) if kind == "wordpiece" else _bpe(vocab_size)
+    raw.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
+    cls, sep = (raw.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    return Tokenizer(raw.to_str())
+
+
+def _wordpiece(vocab_size: int) -> tuple[RawTokenizer, trainers.Trainer]:
+    raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece()
+    return raw, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+
+
+def _bpe(vocab_size: int) -> tuple[RawTokenizer, trainers.Trainer]:
+    raw = RawTokenizer(models.BPE())
+    raw.normalizer = normalizers.NFC()
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return raw, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+
+
+def shrink_tokenizer(tokenizer: Tokenizer, texts: Sequence[Text], vocab_size: int) -> tuple[Tokenizer, Tensor]:
+    """Keep the vocab_size pieces of a WordPiece tokenizer that the texts use most.
+
+    Special tokens and single characters stay, so that any word can still be spelt; then pieces by how
+    often the texts use them, then by their old id. Returns the tokenizer and the old ids (vocab_size,)
+    of the pieces it kept: the rows of the embedding to keep. Raises ValueError for other tokenizers.
+    """
+    spec = json.loads(tokenizer.to_json())
+    if spec["model"]["type"] != "WordPiece":
+        raise ValueError(f"vocab_size can shrink only a WordPiece tokenizer: {spec['model']['type']}")
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    special = {token["content"] for token in spec["added_tokens"]}
+    used = Counter(i for row in tokenizer.encode(texts, 1 << 30) for i in row.ids)
+
+    def worth(piece: str) -> tuple[bool, bool, int, int]:
+        single = len(piece.removeprefix("##")) == 1 and vocab[piece] in used
+        return piece in special, single, used[vocab[piece]], -vocab[piece]
+
+    kept = sorted(sorted(vocab, key=worth, reverse=True)[:vocab_size], key=vocab.__getitem__)
+    new_id = {piece: i for i, piece in enumerate(kept)}
+    spec["model"]["vocab"] = new_id
+    for token in spec["added_tokens"]:
+        token["id"] = new_id[token["content"]]
+    _renumber(spec["post_processor"], new_id)
+    return Tokenizer(json.dumps(spec)), torch.tensor([vocab[piece] for piece in kept])
+
+
+def _renumber(post_processor: dict[str, object], new_id: dict[str, int]) -> None:
+    """Give the special tokens of a post-processor their new ids."""
+    for name in ("sep", "cls"):  # BertProcessing: ["[SEP]", 102]
+        if name in post_processor:
+            token = post_processor[name][0]  # type: ignore[index]
+            post_processor[name] = [token, new_id[token]]
+    for token, entry in post_processor.get("special_tokens", {}).items():  # type: ignore[attr-defined]
+        entry["ids"] = [new_id[token]]
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
