@@ -58,7 +58,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; the copy is asynchronous from pinned memory."""
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
         keep = None if self.keep is None else move(self.keep)
         return Batch(move(self.ids), move(self.types), move(self.positions), self.segments, keep, move(self.back))
 

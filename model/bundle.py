@@ -17,7 +17,6 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from model.tokens import Tokenizer, tokenizer_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from model.encoder import EncoderConfig
 
@@ -123,9 +123,8 @@ def load_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
     if tokenizer.vocab_size > classifier.config.vocab_size:
-        raise BundleError(
-            f"tokenizer.json has more tokens than the {classifier.config.vocab_size} of config.json: {tokenizer.vocab_size}"
-        )
+        limit = classifier.config.vocab_size
+        raise BundleError(f"tokenizer.json has more tokens than vocab_size={limit}: {tokenizer.vocab_size} ({folder})")
     version = content_hash(folder)
     manifest_file = folder / "heed.json"
     if not manifest_file.exists():

@@ -26,8 +26,8 @@ def choose_device(name: str = "auto") -> torch.device:
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -219,11 +219,11 @@ class Block(nn.Module):
         """(T, D) -> (T, D)."""
         if self.pre:
             x = x + self.dropout(self.attention(self.attention_norm(x), view))
-            out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-            return out
-        x = self.attention_norm(x + self.dropout(self.attention(x, view)))
-        out = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return out
+            x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, view)))
+            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return x
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ import csv
 import gzip
 import json
 import zlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,7 +44,7 @@ def read_records(path: Path) -> Iterator[Record]:
         raise FileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def records(file: IO[bytes], suffix: str, name: str) -> Iterator[Record]:
+def records(file: Iterable[bytes], suffix: str, name: str) -> Iterator[Record]:
     """The records of an open file; `name` is what errors call it."""
     lines = _decode(file, name)
     return _jsonl(lines) if suffix == ".jsonl" else _table(lines, DELIMITERS[suffix], name)

@@ -33,10 +33,11 @@ def probabilities(logits: Array, problem: ProblemType, temperature: float = 1.0)
     """Softmax over labels, or a sigmoid each where labels are independent; (N, C) -> (N, C)."""
     z = logits / np.float32(temperature)
     if problem == MULTI or z.shape[1] == 1:
-        return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * z))  # a sigmoid that cannot overflow
+        half = np.float32(0.5)
+        scores: Array = half + half * np.tanh(half * z)  # a sigmoid that cannot overflow
+        return scores
     e = np.exp(z - z.max(axis=1, keepdims=True))
-    scores: Array = e / e.sum(axis=1, keepdims=True)
-    return scores
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def label_sets(scores: Array, problem: ProblemType, calibration: Calibration) -> NDArray[np.bool_] | None:

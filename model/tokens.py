@@ -95,7 +95,8 @@ class Tokenizer:
         keep = fit([len(part) for part in parts], max_tokens - self._num_special[len(parts) == 2])
         for part, n in zip(parts, keep, strict=True):
             part.truncate(n)
-        return _row(self._raw.post_process(*parts), truncated=tokens - max_tokens)
+        whole = self._raw.post_process(parts[0], parts[1] if len(parts) == 2 else None)
+        return _row(whole, truncated=tokens - max_tokens)
 
 
 def _row(encoding: Encoding, truncated: int = 0) -> Row:

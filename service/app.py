@@ -55,7 +55,7 @@ class Replica:
 def build(args: dict[str, Any]) -> Application:
     """The Serve application for settings given by name; unset ones come from HEED_* and the defaults."""
     settings = Settings(**args)
-    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.path.join(tempfile.gettempdir(), "heed-metrics"))
+    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
     cores = os.cpu_count() or 1
     num_threads = settings.compute_threads or max(1, cores // settings.replicas)
     wants_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0

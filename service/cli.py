@@ -1,7 +1,8 @@
 """`heed`: the one command. Finds the module that does the work by its name, so that `heed --help` is quick
 and the packages stay apart (service imports model only; training is reached from here by name).
 
-Exit codes: 0 done; 2 the input or the usage is wrong (one line on stderr); 3 a candidate was not promoted; 1 anything else.
+Exit codes: 0 done; 2 the input or the usage is wrong (one line on stderr); 3 a candidate was not promoted;
+1 anything else.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Ray reloads HAProxy through the same command, so the mends stay. What they mend,
   - ports 9101 and 8404 (metrics, statistics) listen on all interfaces and cannot be turned off
   - a log line per request, with its path
   - idle keep-alive connections hold up a soft stop
-  - with no replica up, requests wait in Ray's Python proxy instead of getting 503 at once
+  - with no replica up, requests wait in Ray's Python proxy, or get 404, instead of 503 at once
   - no limit on how slowly a client may send its headers
 """
 
@@ -27,8 +27,15 @@ def mend(text: str, host: str, error_file: str) -> str:
     text = re.sub(r"(?m)^ +option idle-close-on-response\n", "", text)
     text = re.sub(r"(?m)^ +server .* backup$\n", "", text)
     text = re.sub(r"(?m)^( +bind )127\.0\.0\.1:", rf"\g<1>{host}:", text)
-    limits = f"    timeout http-request 10s\n    timeout server 3600s\n    timeout queue 5s\n    errorfile 503 {error_file}\n"
-    return text.replace("    mode http\n", "    mode http\n" + limits, 1)
+    text = re.sub(r"(?m)^( +http-request )return status 404 .*$", r"\1deny deny_status 503", text)
+    ours = [
+        "mode http",
+        "timeout http-request 10s",
+        "timeout server 3600s",
+        "timeout queue 5s",
+        f"errorfile 503 {error_file}",
+    ]
+    return text.replace("    mode http\n", "".join(f"    {line}\n" for line in ours), 1)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -81,7 +82,9 @@ def run_folder() -> Iterator[Path]:
     """A private folder for Ray's and HAProxy's files; it and all processes go with this one (guard.py)."""
     folder = Path(tempfile.mkdtemp(prefix="heed-"))
     command = [sys.executable, "-IS", str(HERE / "guard.py"), str(folder)]
-    guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    guard = subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.PIPE, start_new_session=True
+    )
     try:
         yield folder
     finally:
@@ -125,8 +128,8 @@ def write_haproxy_command(folder: Path, host: str) -> Path:
 
     body = json.dumps(NotReady("no replica is up, send again").body())
     answer = folder / "503.http"
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: {len(body)}"
-    answer.write_bytes(f"{head}\r\n\r\n{body}".encode())
+    head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", "Retry-After: 1"]
+    answer.write_bytes("\r\n".join([*head, f"Content-Length: {len(body)}", "", body]).encode())
     command = folder / "haproxy"
     parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(answer)]
     command.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} "$@"\n')
@@ -149,6 +152,7 @@ def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
 
     from service.app import build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -196,15 +200,10 @@ def haproxies(folder: Path) -> list[int]:
 
 
 def shut_down() -> None:
-    """Stop Serve and Ray, where they run; what hangs is the guard's."""
+    """Stop Ray, and Serve with it: nothing is left that Serve would have to answer."""
     import ray
-    from ray import serve
 
-    if ray.is_initialized():  # else serve.shutdown would start a Ray to stop
-        with contextlib.suppress(Exception):
-            serve.shutdown()
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+    ray.shutdown()
 
 
 def say(message: str) -> None:

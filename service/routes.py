@@ -98,11 +98,7 @@ class Service:
             results=results,
             timing_ms=timing(answers, started, tokenized),
         )
-        return Response(
-            response.model_dump_json(exclude_none=True),
-            media_type="application/json",
-            headers={"x-request-id": response.request_id},
-        )
+        return Response(response.model_dump_json(exclude_none=True), media_type="application/json")
 
     async def list_models(self, http: Request) -> Response:
         """GET /v1/models and GET /info."""
@@ -302,7 +298,10 @@ def observe(model: ServedModel, rows: Sequence[Row], answers: Sequence[Answer[Sc
 
 
 def request_id(http: Request) -> str:
-    """The caller's X-Request-Id where it is short and printable, else a new one."""
+    """The X-Request-Id of the caller, or of the ingress, where it is short and printable; else a new one.
+
+    Ray puts the header on the answer.
+    """
     given = http.headers.get("x-request-id", "")
     if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
         return given

@@ -59,11 +59,11 @@ class ClassifyRequest(BaseModel):
 def request_model(settings: Settings) -> type[ClassifyRequest]:
     """ClassifyRequest with the limits of this service in its types, and so in its schema."""
     text = Annotated[str, StringConstraints(min_length=1, max_length=settings.max_text_chars)]
-    bounds = {"min_length": 1, "max_length": settings.max_texts_per_request}
-    texts, pairs = ClassifyRequest.model_fields["texts"], ClassifyRequest.model_fields["pairs"]
+    some = Field(min_length=1, max_length=settings.max_texts_per_request)
+    documented = ClassifyRequest.model_fields
     fields: dict[str, Any] = {
-        "texts": (Annotated[list[text], Field(**bounds)] | None, texts),  # type: ignore[valid-type]
-        "pairs": (Annotated[list[tuple[text, text]], Field(**bounds)] | None, pairs),  # type: ignore[valid-type]
+        "texts": (Annotated[list[text], some] | None, documented["texts"]),
+        "pairs": (Annotated[list[tuple[text, text]], some] | None, documented["pairs"]),
     }
     return create_model("ClassifyRequest", __base__=ClassifyRequest, **fields)
 

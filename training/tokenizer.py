@@ -42,7 +42,7 @@ def learn_tokenizer(texts: Iterable[Text], kind: Kind, vocab_size: int) -> Token
 
 
 def _wordpiece(vocab_size: int) -> tuple[RawTokenizer, trainers.Trainer]:
-    raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     raw.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
