@@ -183,7 +183,8 @@ def save_bundle(
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         _sync(partial / "model.safetensors")
         _write(partial / "tokenizer.json", tokenizer.to_json())
-        _write(partial / "tokenizer_config.json", tokenizer_config(tokenizer, manifest.max_tokens))
+        described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=classifier.config.token_types > 1)
+        _write(partial / "tokenizer_config.json", described)
         for name, text in (files or {}).items():
             _write(partial / name, text)
         manifest = dataclasses.replace(
@@ -258,15 +259,12 @@ def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[st
 
 
 def _labels(theirs: Mapping[str, Any]) -> list[str]:
-    """Label names by id, from id2label."""
-    names: dict[str, str] = theirs.get("id2label") or {}
+    """Label names by id, from id2label; without it the two that transformers then assumes."""
+    names: dict[str, str] = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
-        labels = [names[str(i)] for i in range(len(names))]
+        return [names[str(i)] for i in range(len(names))]
     except KeyError as error:
         raise BundleError(f"config.json: id2label has no id {error}") from None
-    if not labels:
-        raise BundleError("config.json: id2label is missing, the checkpoint is not a classifier")
-    return labels
 
 
 def _label_fields(manifest: Manifest) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"heads does not divide width={self.width}: heads={self.heads}")
+            raise ValueError(f"heads does not divide width={self.width}: {self.heads}")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
             raise ValueError(f"rotary positions need an even width per head: {self.width // self.heads}")
         for name in (self.activation, self.head_activation):

@@ -116,9 +116,13 @@ def fit(lengths: Sequence[int], room: int) -> list[int]:
     return lengths
 
 
-def tokenizer_config(tokenizer: Tokenizer, max_tokens: int) -> str:
-    """The text of tokenizer_config.json, by which transformers opens the same tokenizer."""
+def tokenizer_config(tokenizer: Tokenizer, max_tokens: int, *, has_types: bool) -> str:
+    """The text of tokenizer_config.json, by which transformers opens the same tokenizer.
+
+    has_types: the model tells the texts of a pair apart.
+    """
     roles = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     special = {f"{role}_token": token for role, token in roles.items() if tokenizer.token_id(token) is not None}
     fields = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **special}
+    fields["model_input_names"] = ["input_ids", *(["token_type_ids"] if has_types else []), "attention_mask"]
     return json.dumps(fields, indent=2) + "\n"

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from model.tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -28,10 +28,11 @@ PAD_ID = 0
 Kind = Literal["wordpiece", "bpe"]
 
 
-def learn_tokenizer(texts: Iterable[Text], kind: Kind, vocab_size: int) -> Tokenizer:
-    """A tokenizer of at most vocab_size tokens, learned from the texts."""
-    raw, trainer = _wordpiece(vocab_size) if kind == "wordpiece" else _bpe(vocab_size)
-    raw.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
+def learn_tokenizer(texts: Sequence[Text], kind: Kind, vocab_size: int) -> Tokenizer:
+    """A tokenizer of at most vocab_size tokens; the same texts give the same tokenizer."""
+    parts = [part for text in texts for part in _parts(text)]
+    raw = _wordpiece(parts, vocab_size) if kind == "wordpiece" else _bpe(parts, vocab_size)
+    raw.add_special_tokens(SPECIAL)
     cls, sep = (raw.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -41,23 +42,43 @@ def learn_tokenizer(texts: Iterable[Text], kind: Kind, vocab_size: int) -> Token
     return Tokenizer(raw.to_str())
 
 
-def _wordpiece(vocab_size: int) -> tuple[RawTokenizer, trainers.Trainer]:
+def _wordpiece(texts: Sequence[str], vocab_size: int) -> RawTokenizer:
+    """BERT's tokenizer.
+
+    The trainer numbers the ##-letters in the order of a hash table, new in every process, and breaks ties
+    by these numbers. They are given to it as special tokens, which it numbers first; only their place in
+    the vocabulary is kept.
+    """
     raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     raw.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
-    return raw, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+    words = {
+        word for text in texts for word, _ in raw.pre_tokenizer.pre_tokenize_str(raw.normalizer.normalize_str(text))
+    }
+    letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL + letters, show_progress=False)
+    raw.train_from_iterator(texts, trainer)
+    vocab = raw.get_vocab()
+    learned = RawTokenizer(models.WordPiece(vocab, unk_token="[UNK]"))  # noqa: S106
+    learned.normalizer, learned.pre_tokenizer, learned.decoder = raw.normalizer, raw.pre_tokenizer, raw.decoder
+    return learned
 
 
-def _bpe(vocab_size: int) -> tuple[RawTokenizer, trainers.Trainer]:
+def _bpe(texts: Sequence[str], vocab_size: int) -> RawTokenizer:
+    """GPT-2's tokenizer."""
     raw = RawTokenizer(models.BPE())
     raw.normalizer = normalizers.NFC()
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return raw, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    raw.train_from_iterator(texts, trainer)
+    return raw
 
 
 def shrink_tokenizer(tokenizer: Tokenizer, texts: Sequence[Text], vocab_size: int) -> tuple[Tokenizer, Tensor]:

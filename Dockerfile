@@ -1,0 +1,38 @@
+# One image for serving and training:  docker build -t heed .      (needs the network once, for packages)
+#   CUDA build of PyTorch:             docker build --build-arg VARIANT=cuda -t heed:cuda .
+# No package index is named here: pip asks its own configuration, and --build-arg PIP_EXTRA_INDEX_URL=...
+# is where the +cpu builds of PyTorch come from, if that configuration does not have them.
+FROM python:3.11-slim-bookworm AS build
+ARG VARIANT=cpu
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv --without-pip /opt/heed
+COPY pyproject.toml constraints.txt ./
+# PyTorch first, by its exact build (=== tells 2.13.0 from 2.13.0+cpu): nothing after it may choose another.
+RUN torch=$(sed -n 's/^torch==//p' constraints.txt) && \
+    case "$VARIANT" in cpu) torch="$torch+cpu" ;; cuda) ;; *) echo "VARIANT is cpu or cuda, not: $VARIANT" >&2; exit 2 ;; esac && \
+    pip --python /opt/heed/bin/python install -c constraints.txt "torch===$torch"
+# ray[default] is what KubeRay asks for (the agent that its probes call). It adds no package to ray[serve].
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], "ray[default]", sep="\n")' > requirements.txt && \
+    pip --python /opt/heed/bin/python install -c constraints.txt -r requirements.txt
+COPY . .
+RUN pip --python /opt/heed/bin/python install --no-deps .
+
+FROM python:3.11-slim-bookworm
+# wget: KubeRay's probes run it, with grep and bash. tini: forwards signals from the first moment, reaps orphans.
+RUN apt-get update && apt-get install -y --no-install-recommends tini wget && rm -rf /var/lib/apt/lists/* && \
+    useradd --uid 10001 --home-dir /tmp --no-create-home heed
+COPY --from=build /opt/heed /opt/heed
+# HOME is /tmp and USER is set, so that a read-only root and any other --user work too.
+ENV PATH=/opt/heed/bin:$PATH HOME=/tmp USER=heed PYTHONUNBUFFERED=1 HEED_HOST=0.0.0.0
+LABEL org.opencontainers.image.title="heed" \
+      org.opencontainers.image.description="Train a text classifier and serve it" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+USER 10001:10001
+WORKDIR /data
+EXPOSE 8000
+HEALTHCHECK --start-period=60s CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=3); c.request('GET', '/health/ready'); exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["tini", "--"]
+CMD ["heed", "serve"]

@@ -1,0 +1,159 @@
+"""Training as its user sees it: a bundle comes out, resuming changes nothing, errors come first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from samples import TINY, rows
+
+from model.bundle import load_bundle
+from model.scores import MULTI
+from training import train as train_module
+from training.data import DataError, read_dataset
+from training.evaluate import evaluate
+from training.train import TrainConfig, lr_scale, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+
+
+class Interrupted(Exception):
+    """Somebody pulls the plug."""
+
+
+def test_a_bundle_trained_on_labelled_text_knows_new_text(
+    bundle_folder: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    evaluation = evaluate(load_bundle(bundle_folder), read_dataset(write_jsonl(rows(400, seed=9))))
+    assert evaluation.accuracy.value > 0.95
+    manifest = json.loads((bundle_folder / "heed.json").read_text())
+    assert manifest["metrics"]["dev"]["n"] > 100
+    assert manifest["calibration"]["quantile"] is not None
+    assert "Temperature" in (bundle_folder / "README.md").read_text()
+    assert not bundle_folder.with_name("mood.checkpoint").exists()
+
+
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
+    write_jsonl: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "CHECKPOINT_EVERY_S", 0.0)
+    config = dataclasses.replace(TINY, epochs=2)
+    data = read_dataset(write_jsonl(rows(400)))
+    whole, _ = train(config, data, None, None, tmp_path / "whole", device=CPU)
+
+    def stop_at(step: int) -> Callable[[int], None]:
+        def on_step(at: int) -> None:
+            if at == step:
+                raise Interrupted
+
+        return on_step
+
+    steps = whole.made_by["data"]["train"]["rows"] // config.batch_rows
+    for stop in (steps // 2, steps + steps // 2):  # inside the first epoch, then inside the second
+        with pytest.raises(Interrupted):
+            train(config, data, None, None, tmp_path / "cut", device=CPU, resume=stop > steps, on_step=stop_at(stop))
+    resumed, _ = train(config, data, None, None, tmp_path / "cut", device=CPU, resume=True)
+    assert resumed.version == whole.version
+    assert resumed.metrics == whole.metrics
+
+
+def test_resuming_with_other_settings_is_refused(
+    write_jsonl: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "CHECKPOINT_EVERY_S", 0.0)
+    data = read_dataset(write_jsonl(rows(300)))
+
+    def stop(step: int) -> None:
+        if step == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(TINY, data, None, None, tmp_path / "b", device=CPU, on_step=stop)
+    other = dataclasses.replace(TINY, lr=0.1)
+    with pytest.raises(ValueError, match="another value of: config"):
+        train(other, data, None, None, tmp_path / "b", device=CPU, resume=True)
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        train(TINY, data, None, None, tmp_path / "elsewhere", device=CPU, resume=True)
+
+
+def test_training_starts_from_an_encoder_with_its_tokenizer(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    renamed = [{**row, "label": f"{row['label']}!"} for row in rows(300)]
+    config = TrainConfig(epochs=1, layers=1, max_tokens=64)
+    train(config, read_dataset(write_jsonl(renamed)), None, None, tmp_path / "b", init=bundle_folder, device=CPU)
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.labels == ["negative!", "positive!"]
+    assert bundle.classifier.config.layers == 1
+    assert bundle.tokenizer.to_json() == load_bundle(bundle_folder).tokenizer.to_json()
+
+
+@pytest.mark.parametrize("settings", [{"family": "modernbert"}, {"tokenizer": "bpe"}])
+def test_other_families_and_tokenizers_train_too(
+    settings: dict[str, Any], write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, **settings)
+    _, evaluations = train(config, read_dataset(write_jsonl(rows(1000))), None, None, tmp_path / "b", device=CPU)
+    assert evaluations["dev"].accuracy.value > 0.9
+    assert load_bundle(tmp_path / "b").classifier.config.family == config.family
+
+
+def test_pairs_and_lists_of_labels_train_and_load(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    content = [
+        {
+            "text": row["text"],
+            "text_pair": "yes" if i % 3 else "no",
+            "labels": [row["label"]] + (["yes"] if i % 3 else []),
+        }
+        for i, row in enumerate(rows(900))
+    ]
+    config = dataclasses.replace(TINY, epochs=15, patience=15)
+    _, evaluations = train(config, read_dataset(write_jsonl(content)), None, None, tmp_path / "b", device=CPU)
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.problem_type == MULTI
+    assert bundle.labels == ["negative", "positive", "yes"]
+    assert evaluations["dev"].macro_f1.value > 0.8
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([{"text": f"t{i}", "label": "same"} for i in range(50)], "one label"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], "too few rows"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused_before_training(
+    content: list[dict[str, object]], reason: str, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        train(TINY, read_dataset(write_jsonl(content)), None, None, tmp_path / "b", device=CPU)
+
+
+def test_a_dev_label_that_was_never_trained_on_is_refused(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    data, dev = read_dataset(write_jsonl(rows(50))), read_dataset(write_jsonl([{"text": "a", "label": "new"}], "dev"))
+    with pytest.raises(DataError, match="no label named new"):
+        train(TINY, data, dev, None, tmp_path / "b", device=CPU)
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+    scale = [lr_scale(step, 100, warmup=0.1) for step in range(100)]
+    assert scale[0] < 0.1
+    assert max(scale) == scale[10] == 1
+    assert scale == sorted(scale[:11]) + sorted(scale[11:], reverse=True)
+    assert 0 < scale[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"epochs": 0}, "epochs"), ({"warmup": 1.0}, "warmup"), ({"batch_tokens": 8}, "batch_tokens")],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
