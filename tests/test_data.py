@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"none.jsonl: No such file"):
+    with pytest.raises(FileError, match="none.jsonl: No such file"):
         read_dataset(tmp_path / "none.jsonl")
 
 

@@ -91,15 +91,15 @@ def test_every_parameter_changes_the_answer(ask: Ask) -> None:
 
 
 def test_scores_are_calibrated(ask: Ask, bundle: Bundle) -> None:
-    body = {"texts": ["a film"]}
-    logits = {
-        l["label"]: l["score"] for l in ask("/v1/classify", {**body, "raw_scores": True}).json()["results"][0]["labels"]
-    }
-    row = np.array([[logits[name] for name in bundle.labels]], dtype=np.float32)
-    expected = probabilities(row, bundle.problem_type, bundle.calibration.temperature)[0]
-    served = {l["label"]: l["score"] for l in ask("/v1/classify", body).json()["results"][0]["labels"]}
-    assert [served[name] for name in bundle.labels] == pytest.approx(expected.tolist(), abs=1e-5)
+    def values(**options: object) -> list[float]:
+        [result] = ask("/v1/classify", {"texts": ["a film"], **options}).json()["results"]
+        by_label = {scored["label"]: scored["score"] for scored in result["labels"]}
+        return [by_label[label] for label in bundle.labels]
+
+    logits = np.array([values(raw_scores=True)], dtype=np.float32)
+    expected = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)[0]
     assert bundle.calibration.temperature != 1
+    assert values() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_pairs_are_read_together(ask: Ask) -> None:

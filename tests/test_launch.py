@@ -1,0 +1,116 @@
+"""What stands between `heed serve` and Ray, without starting Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from service.haproxy import mend
+from service.launch import CannotServe, check_address, reason, run_folder
+
+TEMPLATE = """global
+    log 127.0.0.1:514 local0
+defaults
+    mode http
+    option httplog
+    option idle-close-on-response
+    errorfile 503 /theirs
+frontend prometheus
+    bind *:9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+backend default_backend
+    http-request return status 404 content-type text/plain string "no"
+backend app
+    server replica 127.0.0.1:30000 check
+    server fallback 127.0.0.1:8500 backup
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None:
+    text = mend(TEMPLATE, "127.0.0.1", "/ours")
+    binds = [line.split()[1] for line in text.splitlines() if line.strip().startswith("bind")]
+    assert binds == ["127.0.0.1:8000"]
+    assert "log " not in text
+    assert "httplog" not in text
+    assert "backup" not in text
+    assert "errorfile 503 /ours" in text
+    assert "status 404" not in text
+    assert "server replica 127.0.0.1:30000 check" in text
+
+
+def test_the_front_alone_opens_up_when_asked_to() -> None:
+    text = mend(TEMPLATE, "0.0.0.0", "/ours")
+    assert "bind 0.0.0.0:8000" in text
+    assert "server replica 127.0.0.1:30000 check" in text
+
+
+def test_the_template_of_the_installed_ray_still_has_what_is_mended() -> None:
+    with warnings.catch_warnings(action="ignore"):  # Ray's own, at import
+        from ray.serve._private import haproxy_templates
+
+    template = Path(haproxy_templates.__file__).read_text()
+    for expected in ("frontend prometheus", "listen stats", "idle-close-on-response", " backup", "return status 404"):
+        assert expected in template
+
+
+def test_a_taken_address_is_named_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotServe, match=f"cannot listen on 127.0.0.1:{port} .*choose another --port"):
+            check_address("127.0.0.1", port)
+
+
+def test_the_reason_of_a_failed_start_is_the_error_of_the_replica() -> None:
+    report = "RayActorError: died\n  File x\nmodel.bundle.BundleError: no config.json in the folder: b\n"
+    assert reason(report) == "the service could not start: no config.json in the folder: b"
+
+
+def start(program: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
+    """A Python program, and the first line that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    process.stdout.close()
+    return process, line
+
+
+def test_whatever_happens_to_the_launcher_its_processes_and_folder_go() -> None:
+    with run_folder() as folder:
+        sleeper, _ = start("import time; print(1, flush=True); time.sleep(100)", HEED_RUN_FOLDER=str(folder))
+    assert sleeper.wait(10) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_the_guard_acts_when_the_launcher_is_killed() -> None:
+    launcher, line = start(
+        "from service.launch import run_folder\n"
+        "import time\n"
+        "with run_folder() as folder:\n"
+        "    print(folder, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    folder = Path(line)
+    assert folder.exists()
+    launcher.kill()
+    launcher.wait()
+    end = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not folder.exists()

@@ -1,0 +1,212 @@
+"""`heed serve` as a whole: a real Ray, real sockets, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import httpx
+import numpy as np
+import pytest
+from samples import FILLER, GOOD
+
+from model.bundle import load_bundle
+from model.forward import forward_rows
+from service.guard import processes_of
+from service.launch import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+STOP_S = 60
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # as /proc has them
+
+
+class Server:
+    """`heed serve` in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folders = set(Path(tempfile.gettempdir()).glob("heed-*"))
+        command = [sys.executable, "-m", "service", "serve", *arguments, "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if "ready after" in line:
+                break
+        [self.folder] = set(Path(tempfile.gettempdir()).glob("heed-*")) - self.folders or {None}
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(STOP_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+    def is_gone(self, within_s: float) -> bool:
+        """Whether no process and no folder of it is left."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            if not processes_of(str(self.folder)) and not self.folder.exists():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def classify(self, texts: list[str], **fields: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/classify", json={"texts": texts, **fields}, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(bundle_folder: Path) -> Iterator[Server]:
+    running = Server(f"mood={bundle_folder}", "--precision", "fp32")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Addresses, in the kernel's hexadecimal, and ports that the processes listen on."""
+    sockets = set()
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", str(handle.readlink())))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    addresses = [row[1].split(":") for row in rows if row[3] == "0A" and row[9] in sockets]
+    return {(address, int(port, 16)) for address, port in addresses}
+
+
+def test_it_answers_and_listens_on_the_loopback_interface_only(server: Server) -> None:
+    response = server.classify(["a lovely film"])
+    assert response.json()["results"][0]["labels"][0]["label"] == "positive"
+    assert response.headers.get_list("x-request-id") == [response.json()["request_id"]]
+    found = listening(processes_of(str(server.folder)))
+    assert server.port in {port for _, port in found}
+    assert {address for address, _ in found} <= LOOPBACK
+
+
+def test_two_thousand_concurrent_requests_each_get_the_answer_of_their_text_alone(
+    bundle_folder: Path, server: Server
+) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(FILLER + GOOD, k=rng.choice([1, 3, 8, 20, 60]))) for _ in range(2000)]
+    bundle = load_bundle(bundle_folder)
+    alone = [forward_rows(bundle.classifier, bundle.tokenizer.encode([text], bundle.max_tokens))[0] for text in texts]
+
+    async def ask(session: aiohttp.ClientSession, text: str) -> Any:
+        async with session.post(f"{server.url}/v1/classify", json={"texts": [text], "raw_scores": True}) as response:
+            assert response.status == 200
+            return await response.json()
+
+    async def ask_all() -> list[Any]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await asyncio.gather(*(ask(session, text) for text in texts))
+
+    for answer, expected in zip(asyncio.run(ask_all()), alone, strict=True):
+        by_label = {scored["label"]: scored["score"] for scored in answer["results"][0]["labels"]}
+        np.testing.assert_allclose([by_label[label] for label in bundle.labels], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"rubbish", 400),
+        (b'{"texts": []}', 422),
+        (b'{"texts": ["' + b"a" * 100_000 + b'"]}', 422),
+        (b" " * 10_000_000, 413),
+        (b'{"texts": ["a"], "model": "nobody"}', 404),
+        (b'{"texts": ["a"], "timeout_ms": 600001}', 422),
+    ],
+)
+def test_bad_bodies_get_their_documented_status_and_the_next_request_is_answered(
+    server: Server, body: bytes, status: int
+) -> None:
+    response = httpx.post(f"{server.url}/v1/classify", content=body)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+    assert server.classify(["a lovely film"]).status_code == 200
+
+
+def test_a_client_that_is_killed_mid_request_harms_nobody(server: Server) -> None:
+    body = b'{"texts": [' + b", ".join([b'"a long film about a dog"'] * 1000) + b"]}"
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for cut in (len(head) // 2, len(head), len(head) + len(body) // 2, len(head) + len(body)):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall((head + body)[:cut])
+    neighbours = [server.classify(["a lovely film"]) for _ in range(5)]
+    assert [n.json()["results"][0]["labels"][0]["label"] for n in neighbours] == ["positive"] * 5
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_deadline_that_cannot_be_met_is_a_504(server: Server) -> None:
+    response = server.classify(["a film"] * 1000, timeout_ms=1)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_no_text_of_a_user_is_in_a_log(server: Server) -> None:
+    secret = "xyzzysecret"
+    server.classify([secret])
+    httpx.post(f"{server.url}/v1/classify", content=f'{{"texts": "{secret}"}}'.encode())
+    httpx.get(f"{server.url}/{secret}")
+    logs = [file for file in (server.folder / "ray").rglob("*.*") if file.is_file()]
+    assert len(logs) > 5
+    assert [file for file in logs if secret.encode() in file.read_bytes()] == []
+
+
+def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Server) -> None:
+    answered: list[httpx.Response] = []
+    body = {"texts": ["a film about a dog " * 12] * 1000}
+
+    async def ask_then_stop() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            waiting = [asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body)) for _ in range(3)]
+            await asyncio.sleep(0.4)
+            server.process.send_signal(signal.SIGTERM)
+            answered.extend(await asyncio.gather(*waiting))
+
+    asyncio.run(ask_then_stop())
+    assert [response.status_code for response in answered] == [200] * 3
+    assert all(len(response.json()["results"]) == 1000 for response in answered)
+    assert server.stop() == 0
+    assert server.is_gone(within_s=5)
+
+
+def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(bundle_folder: Path) -> None:
+    server = Server(f"mood={bundle_folder}", "--replicas", "2")
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        for _ in range(40):
+            assert client.post("/v1/classify", json={"texts": ["a lovely film", "a dull one"]}).status_code == 200
+        for _ in range(4):  # whichever replica answers
+            [line] = [x for x in client.get("/metrics").text.splitlines() if x.startswith("heed_texts_total{")]
+            assert float(line.split()[-1]) == 80
+    server.stop(signal.SIGKILL)
+    assert server.is_gone(within_s=10)
+
+
+def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "gpt2"}')
+    server = Server(str(broken))
+    assert server.process.wait(STOP_S) == 2
+    assert server.process.stderr is not None
+    server.process.stderr.close()
+    errors = [line for line in server.log if "could not start" in line]
+    assert len(errors) == 1
+    assert "model_type is not one of bert, modernbert: gpt2" in errors[0]

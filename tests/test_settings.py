@@ -1,0 +1,69 @@
+"""Settings: where they come from, who wins, what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.settings import Spec, load_settings, parse_specs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "heed.yaml"
+    file.write_text("port: 1001\nreplicas: 3\ntimeout_ms: 7\n")
+    monkeypatch.setenv("HEED_PORT", "1002")
+    monkeypatch.setenv("HEED_REPLICAS", "2")
+    settings = load_settings({"port": "1003"}, file)
+    assert (settings.port, settings.replicas, settings.timeout_ms) == (1003, 2, 7)
+    assert settings.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"port": "http"}, r"port: .*integer.*: http"),
+        ({"port": 0}, "port: .*: 0"),
+        ({"precision": "int4"}, "precision: .*: int4"),
+        ({"max_queue_tokens": 10, "max_batch_tokens": 20}, "max_queue_tokens .* max_batch_tokens=20: raise it from 10"),
+        ({"device": "cpu", "precision": "fp16"}, "use --precision bf16 or fp32"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_change_that_mends_it(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_settings(flags)
+
+
+def test_an_unknown_setting_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "heed.yaml"
+    file.write_text("prot: 1\n")
+    with pytest.raises(ValueError, match="prot"):
+        load_settings({}, file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no settings file: .*none.yaml"):
+        load_settings({}, tmp_path / "none.yaml")
+
+
+def test_a_model_is_named_by_its_spec_or_its_folder(tmp_path: Path) -> None:
+    assert Spec.parse(str(tmp_path)) == Spec(tmp_path.name, tmp_path)
+    assert Spec.parse(f"mood={tmp_path}") == Spec("mood", tmp_path)
+
+
+def test_specs_that_name_nothing_or_one_name_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no bundle folder"):
+        parse_specs([str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="two models have one name.*: a"):
+        parse_specs([f"a={tmp_path}", f"a={tmp_path}"])
+    with pytest.raises(ValueError, match="has no @"):
+        parse_specs([f"a@b={tmp_path}"])
+
+
+def test_without_a_spec_the_model_that_comes_with_heed_is_served() -> None:
+    [spec] = parse_specs([])
+    assert spec.name == "sentiment"
+    assert (spec.folder / "heed.json").exists()
