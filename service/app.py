@@ -33,14 +33,14 @@ NO_LIMIT = 1_000_000
 class Replica:
     """One process that answers. Ray calls its methods; their names are Ray's."""
 
-    def __init__(self, settings: dict[str, Any], num_threads: int) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         # Imported here: the driver that only describes the deployment needs no torch.
         from service.models import Models
         from service.routes import Service
 
         logging.getLogger("heed").setLevel(logging.INFO)
         parsed = Settings(**settings)
-        self._service = Service(Models(parse_specs(parsed.models), parsed, num_threads), parsed)
+        self._service = Service(Models(parse_specs(parsed.models), parsed), parsed)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """The application that the replica's HTTP server runs."""
@@ -54,16 +54,19 @@ class Replica:
 
 def build(args: dict[str, Any]) -> Application:
     """The Serve application for settings given by name; unset ones come from HEED_* and the defaults."""
-    settings = Settings(**args)
+    return application(Settings(**args))
+
+
+def application(settings: Settings, attempts: int = 20) -> Application:
+    """The Serve application; `attempts` is how often Ray tries to start a replica that fails."""
     metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
-    cores = os.cpu_count() or 1
-    num_threads = settings.compute_threads or max(1, cores // settings.replicas)
     wants_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="heed",
         num_replicas=settings.replicas,
         max_ongoing_requests=NO_LIMIT,
+        max_constructor_retry_count=attempts,
         graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config={"enable_access_log": False},
@@ -73,10 +76,9 @@ def build(args: dict[str, Any]) -> Application:
             "runtime_env": {
                 "env_vars": {
                     "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
-                    "OMP_NUM_THREADS": str(num_threads),
                     "TOKENIZERS_PARALLELISM": "false",
                 }
             },
         },
     )
-    return deployment.bind(settings.model_dump(), num_threads)
+    return deployment.bind(settings.model_dump())

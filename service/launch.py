@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import NotReady
+from service.settings import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +151,7 @@ def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
     import ray
     from ray import serve
 
-    from service.app import build
+    from service.app import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
@@ -158,7 +159,7 @@ def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        num_cpus=max(settings.replicas, os.cpu_count() or 1),
+        num_cpus=max(settings.replicas, available_cores()),
         object_store_memory=OBJECT_STORE_BYTES,
         _temp_dir=str(folder / "ray"),
     )
@@ -167,9 +168,15 @@ def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
     serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": settings.port})
     say("loading models")
     try:
-        serve.run(build(settings.model_dump()), name="heed", route_prefix="/")
+        serve.run(application(shared_cores(settings), attempts=1), name="heed", route_prefix="/")
     except RuntimeError as error:
         raise CannotServe(reason(f"{error}\n{serve.status().applications['heed']}")) from None
+
+
+def shared_cores(settings: Settings) -> Settings:
+    """All replicas are on this machine: each gets its share of the cores, unless told otherwise."""
+    threads = settings.compute_threads or max(1, available_cores() // settings.replicas)
+    return settings.model_copy(update={"compute_threads": threads})
 
 
 def reason(report: str) -> str:

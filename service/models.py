@@ -17,6 +17,7 @@ from service import metrics
 from service.batching import Batcher
 from service.errors import NoSuchModel
 from service.predictor import ComputeThread, Predictor, Scored
+from service.settings import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,8 +50,8 @@ class ServedModel:
 class Models:
     """All that a replica serves."""
 
-    def __init__(self, specs: Sequence[Spec], settings: Settings, num_threads: int) -> None:
-        self._compute = ComputeThread(num_threads)
+    def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
+        self._compute = ComputeThread(settings.compute_threads or available_cores())
         self._tokenizers = ThreadPoolExecutor(1, "tokenize")
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
         self._loops: list[asyncio.Task[None]] = []

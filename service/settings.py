@@ -5,6 +5,7 @@ Combinations that cannot work are refused at start-up, with the change that woul
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,6 +57,16 @@ def parse_specs(texts: Sequence[str]) -> list[Spec]:
     return specs
 
 
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, or less where a container's quota is less."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
 class Settings(BaseSettings):
     """Settings of `heed serve`. A field's description is the help of its flag."""
 
@@ -70,7 +81,7 @@ class Settings(BaseSettings):
     )
     replicas: Annotated[Positive, Field(description="processes that answer, each with its own models")] = 1
     compute_threads: Annotated[
-        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all cores, shared evenly")
+        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all of its cores")
     ] = 0
     max_batch_tokens: Annotated[Positive, Field(description="tokens of one forward pass, at most")] = 16_384
     max_queue_tokens: Annotated[Positive, Field(description="tokens that may wait in a replica; over it, 429")] = (

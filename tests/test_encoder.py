@@ -23,7 +23,7 @@ from model.tokens import Row
 
 LAYOUTS: list[Layout] = ["packed", "padded"]
 LENGTHS = (5, 40, 5, 1, 23)
-BERT = [
+BERT: list[dict[str, Any]] = [
     {"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 50},
     {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 7, "hidden_act": "relu"},
     {
@@ -34,7 +34,7 @@ BERT = [
         "hidden_act": "gelu_new",
     },
 ]
-MODERNBERT = [
+MODERNBERT: list[dict[str, Any]] = [
     {"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 4, "local_attention": 8},
     {
         "hidden_size": 64,

@@ -35,7 +35,7 @@ LIMITS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def service(bundle_folder: Path) -> Service:
     settings = Settings(**LIMITS, precision="fp32")
-    return Service(Models([Spec("mood", bundle_folder), Spec("other", bundle_folder)], settings, 2), settings)
+    return Service(Models([Spec("mood", bundle_folder), Spec("other", bundle_folder)], settings), settings)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_health_is_well_while_the_loops_turn(ask: Ask) -> None:
 
 def test_health_is_not_well_once_a_loop_has_ended(bundle_folder: Path) -> None:
     settings = Settings()
-    service = Service(Models([Spec("mood", bundle_folder)], settings, 1), settings)
+    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
 
     async def test() -> tuple[int, int]:
         async with service.lifespan(service.asgi()):

@@ -40,7 +40,7 @@ class Server:
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.folders = set(Path(tempfile.gettempdir()).glob("heed-*"))
+        before = set(Path(tempfile.gettempdir()).glob("heed-*"))
         command = [sys.executable, "-m", "service", "serve", *arguments, "--port", str(self.port)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
@@ -49,7 +49,7 @@ class Server:
             self.log.append(line)
             if "ready after" in line:
                 break
-        [self.folder] = set(Path(tempfile.gettempdir()).glob("heed-*")) - self.folders or {None}
+        [self.folder] = {*Path(tempfile.gettempdir()).glob("heed-*")} - before or {Path("none")}
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal; the exit code."""
