@@ -181,6 +181,7 @@ def save_bundle(
         _write(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(classifier).items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
         _sync(partial / "model.safetensors")
         _write(partial / "tokenizer.json", tokenizer.to_json())
         described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=classifier.config.token_types > 1)
@@ -305,7 +306,10 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not file.exists():
         raise BundleError(f"no model.safetensors in the folder (pickled weights are never read): {folder}")
     try:
-        return load_file(file)
+        with file.open("rb"):  # safetensors says "not found" of a file that it may not read
+            return load_file(file)
+    except OSError as error:
+        raise BundleError(f"cannot read the weights ({error.strerror}): {file}") from None
     except SafetensorError as error:
         raise BundleError(f"not a safetensors file ({error}): {file}") from None
 

@@ -12,7 +12,6 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.serve._private import replica as ray_replica
 
@@ -60,7 +59,6 @@ def build(args: dict[str, Any]) -> Application:
 def application(settings: Settings, attempts: int = 20) -> Application:
     """The Serve application; `attempts` is how often Ray tries to start a replica that fails."""
     metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
-    wants_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="heed",
@@ -72,7 +70,7 @@ def application(settings: Settings, attempts: int = 20) -> Application:
         logging_config={"enable_access_log": False},
         ray_actor_options={
             "num_cpus": 1,
-            "num_gpus": 1 / settings.replicas if wants_gpu else 0,
+            "num_gpus": settings.gpus_per_replica,
             "runtime_env": {
                 "env_vars": {
                     "PROMETHEUS_MULTIPROC_DIR": metrics_dir,

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import resource
 import secrets
 import shlex
 import signal
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 100 * 2**20  # requests do not pass through it
+MAX_CONNECTIONS = 4096
 FOLDER_VARIABLE = "HEED_RUN_FOLDER"  # by which the guard knows our processes
 
 
@@ -49,11 +51,11 @@ def serve_forever(settings: Settings) -> None:
     check_address(settings.host, settings.port)
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
-        stop = threading.Event()
         started = time.monotonic()
         say("starting Ray")
         try:
-            start(folder, settings, stop)
+            start(folder, settings)
+            stop = stop_on_signal()
             say(
                 f"ready after {time.monotonic() - started:.1f} s: http://{settings.host}:{settings.port} (Ctrl-C stops)"
             )
@@ -115,6 +117,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy has drained before Ray stops
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(
@@ -138,6 +141,12 @@ def write_haproxy_command(folder: Path, host: str) -> Path:
     return command
 
 
+def max_connections() -> int:
+    """Connections that HAProxy may hold: it wants 2.5 open files for each, and will not start without."""
+    _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if open_files < 0 else min(MAX_CONNECTIONS, int((open_files - 100) / 2.5))
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody uses."""
     with socket.socket() as probe:
@@ -146,7 +155,25 @@ def free_port() -> int:
         return port
 
 
-def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
+def stop_on_signal() -> threading.Event:
+    """Set by SIGINT and SIGTERM from now on."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def leave_on_signal() -> None:
+    """SIGTERM ends a start that is under way, as SIGINT does by itself."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start(folder: Path, settings: Settings) -> None:
     """Ray, Serve and the application; returns when it answers. Raises CannotServe."""
     import ray
     from ray import serve
@@ -161,27 +188,32 @@ def start(folder: Path, settings: Settings, stop: threading.Event) -> None:
         configure_logging=False,
         num_cpus=max(settings.replicas, available_cores()),
         object_store_memory=OBJECT_STORE_BYTES,
+        _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
         _temp_dir=str(folder / "ray"),
     )
-    for number in (signal.SIGINT, signal.SIGTERM):  # after ray.init, which sets its own
-        signal.signal(number, lambda *_: stop.set())
-    serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": settings.port})
-    say("loading models")
+    leave_on_signal()  # after ray.init, which sets its own
     try:
-        serve.run(application(shared_cores(settings), attempts=1), name="heed", route_prefix="/")
+        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": settings.port})
+        say("loading models")
+        shared = shared_out(settings, num_gpus=ray.cluster_resources().get("GPU", 0))
+        serve.run(application(shared, attempts=1), name="heed", route_prefix="/")
     except RuntimeError as error:
-        raise CannotServe(reason(f"{error}\n{serve.status().applications['heed']}")) from None
+        message = "\n".join(app.message for app in serve.status().applications.values())
+        raise CannotServe(reason(f"{error}\n{message}")) from None
 
 
-def shared_cores(settings: Settings) -> Settings:
-    """All replicas are on this machine: each gets its share of the cores, unless told otherwise."""
+def shared_out(settings: Settings, num_gpus: float) -> Settings:
+    """All replicas are on this machine: each gets its share of the cores and GPUs, unless told otherwise."""
     threads = settings.compute_threads or max(1, available_cores() // settings.replicas)
-    return settings.model_copy(update={"compute_threads": threads})
+    gpus = settings.gpus_per_replica
+    if settings.device != "cpu" and not gpus:
+        gpus = min(1.0, num_gpus / settings.replicas)
+    return settings.model_copy(update={"compute_threads": threads, "gpus_per_replica": gpus})
 
 
 def reason(report: str) -> str:
     """The line of Ray's report that says what went wrong in a replica's constructor."""
-    causes = re.findall(r"(?:BundleError|ValueError|\w*Error): (?P<message>[^\n\\]+)", report)
+    causes = re.findall(r"(?m)^\S*Error: (.+)$", report)
     return f"the service could not start: {causes[-1] if causes else report.strip().splitlines()[-1]}"
 
 

@@ -66,6 +66,10 @@ def exposition() -> bytes:
     """Prometheus text of all replica processes of this node."""
     if not SHARED:
         return generate_latest()
+    for file in Path(SHARED).glob("gauge_live*_*.db"):  # a replica that died waits for nothing any more
+        pid = file.stem.rpartition("_")[2]
+        if not Path(f"/proc/{pid}").exists():
+            file.unlink(missing_ok=True)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

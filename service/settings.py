@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         "auto"
     )
     replicas: Annotated[Positive, Field(description="processes that answer, each with its own models")] = 1
+    gpus_per_replica: Annotated[
+        float, Field(ge=0, description="GPUs that Ray reserves for a replica; 0: those of the machine, shared evenly")
+    ] = 0.0
     compute_threads: Annotated[
         int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all of its cores")
     ] = 0

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -58,8 +57,7 @@ def test_the_front_alone_opens_up_when_asked_to() -> None:
 
 
 def test_the_template_of_the_installed_ray_still_has_what_is_mended() -> None:
-    with warnings.catch_warnings(action="ignore"):  # Ray's own, at import
-        from ray.serve._private import haproxy_templates
+    from ray.serve._private import haproxy_templates
 
     template = Path(haproxy_templates.__file__).read_text()
     for expected in ("frontend prometheus", "listen stats", "idle-close-on-response", " backup", "return status 404"):
