@@ -76,7 +76,7 @@ def predict_command(args: argparse.Namespace) -> int:
     predictor = Predictor(load_bundle(args.bundle), choose_device(args.device), args.precision)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(args.out.open("w", encoding="utf-8")) if args.out else sys.stdout
-        bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False))
+        bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))
         for answer in predict_texts(predictor, read_texts(args.file, args.text_column), args.top_k):
             print(answer.model_dump_json(exclude_none=True), file=sink)
             bar.update()

@@ -198,8 +198,8 @@ def start(folder: Path, settings: Settings) -> None:
         shared = shared_out(settings, num_gpus=ray.cluster_resources().get("GPU", 0))
         serve.run(application(shared, attempts=1), name="heed", route_prefix="/")
     except RuntimeError as error:
-        message = "\n".join(app.message for app in serve.status().applications.values())
-        raise CannotServe(reason(f"{error}\n{message}")) from None
+        deployments = [d for app in serve.status().applications.values() for d in app.deployments.values()]
+        raise CannotServe(reason("\n".join([str(error), *(d.message for d in deployments)]))) from None
 
 
 def shared_out(settings: Settings, num_gpus: float) -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from training.train import TrainConfig
+from training.build import TrainConfig
 
 GOOD = ["good", "fine", "lovely", "great", "warm"]
 BAD = ["bad", "dull", "awful", "cold", "poor"]

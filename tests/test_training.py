@@ -13,9 +13,10 @@ from samples import TINY, rows
 from model.bundle import load_bundle
 from model.scores import MULTI
 from training import train as train_module
+from training.build import TrainConfig
 from training.data import DataError, read_dataset
 from training.evaluate import evaluate
-from training.train import TrainConfig, lr_scale, train
+from training.train import lr_scale, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,14 @@ def test_training_starts_from_an_encoder_with_its_tokenizer(
     assert bundle.tokenizer.to_json() == load_bundle(bundle_folder).tokenizer.to_json()
 
 
+def test_a_setting_that_the_encoder_decides_is_refused_with_it(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = read_dataset(write_jsonl(rows(300)))
+    with pytest.raises(ValueError, match="leave it out: width=32"):
+        train(TrainConfig(width=32), data, None, None, tmp_path / "b", init=bundle_folder, device=CPU)
+
+
 @pytest.mark.parametrize("settings", [{"family": "modernbert"}, {"tokenizer": "bpe"}])
 def test_other_families_and_tokenizers_train_too(
     settings: dict[str, Any], write_jsonl: Callable[..., Path], tmp_path: Path
@@ -102,7 +111,7 @@ def test_other_families_and_tokenizers_train_too(
     config = dataclasses.replace(TINY, **settings)
     _, evaluations = train(config, read_dataset(write_jsonl(rows(1000))), None, None, tmp_path / "b", device=CPU)
     assert evaluations["dev"].accuracy.value > 0.9
-    assert load_bundle(tmp_path / "b").classifier.config.family == config.family
+    assert load_bundle(tmp_path / "b").classifier.config.family == settings.get("family", "bert")
 
 
 def test_pairs_and_lists_of_labels_train_and_load(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:

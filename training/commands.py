@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from model.bundle import load_bundle
 from model.device import choose_device
+from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import evaluate
 from training.report import evaluation_text
-from training.train import TrainConfig, train
+from training.train import train
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +45,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
-    settings = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(TrainConfig))
+    defaults = {f.name: SCRATCH.get(f.name, f.default) for f in dataclasses.fields(TrainConfig)}
+    settings = ", ".join(f"{name}={value}" for name, value in defaults.items())
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", help=f"a setting; defaults: {settings}"
     )
@@ -91,7 +93,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     bundle.classifier.to(choose_device(args.device))
     dataset = _read(args.data, args)
     assert dataset is not None
-    with tqdm(total=len(dataset.examples), desc="evaluate", unit="row", leave=False) as bar:
+    with tqdm(total=len(dataset.examples), desc="evaluate", unit="row", leave=False, disable=None) as bar:
         evaluation = evaluate(bundle, dataset, on_pass=bar.update)
     as_json = json.dumps(evaluation.to_dict(), ensure_ascii=False)
     if args.report:

@@ -1,20 +1,18 @@
-"""Labelled text -> bundle: the settings, the loop, and what is fitted and measured after it.
+"""Labelled text -> bundle: train() checks and sets up, fit() is the loop.
 
-Reads: TrainConfig -> train() -> build -> fit (the loop) -> finish (calibration, metrics, bundle).
+Before it: build.py (settings, network, tokenizer). After it: finish.py (calibration, figures, the bundle).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,24 +20,15 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from model.batch import make_batch
-from model.bundle import WEIGHT_TYPES, Manifest, load_encoder, now, save_bundle
 from model.device import has_native_bf16
-from model.encoder import Classifier, EncoderConfig
-from model.families import load_weights, modernbert_defaults
 from model.forward import forward_rows
-from model.scores import (
-    MIN_CALIBRATION_ROWS,
-    MULTI,
-    Calibration,
-    fit_quantile,
-    fit_temperature,
-    probabilities,
-)
+from model.scores import MULTI, Calibration, probabilities
+from training.build import build
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.data import DataError, epoch_batches, split, targets
 from training.evaluate import check_problem, score
-from training.report import card, epoch_line, headline
-from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
+from training.finish import finish
+from training.report import epoch_line, run_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,51 +37,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from model.bundle import Manifest
+    from model.encoder import Classifier
     from model.scores import Array, ProblemType
     from model.tokens import Row, Tokenizer
+    from training.build import TrainConfig
     from training.data import Dataset
     from training.evaluate import Evaluation
 
-COVERAGE = 0.9  # promised by the conformal label sets
 CHECKPOINT_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything that a run is made of besides its data. None: the encoder of --init decides."""
-
-    family: Literal["bert", "modernbert"] = "bert"  # from scratch
-    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"  # from scratch
-    vocab_size: int | None = None  # from scratch 16,000; with --init, shrink its WordPieces to this many
-    layers: int | None = None  # from scratch 4; with --init, keep the first so many
-    width: int = 256  # from scratch, as the next two
-    heads: int = 4
-    feed_forward: int = 1024
-    max_tokens: int = 256  # a longer text is cut
-    epochs: int = 3
-    batch_rows: int = 32
-    batch_tokens: int = 4096  # padded tokens of a batch, at most
-    lr: float | None = None  # peak; from scratch 5e-4, with --init 1e-4
-    warmup: float = 0.1  # share of the steps over which the rate rises; then it falls to 0 in a line
-    weight_decay: float = 0.01  # not on biases and norms
-    dropout: float = 0.1
-    label_smoothing: float = 0.0
-    max_grad_norm: float = 1.0
-    patience: int = 2  # epochs without a better dev score before stopping
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
-    weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "epochs", "batch_rows", "batch_tokens", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is not at least 1: {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is not in [0, 1): {self.warmup}")
-        if self.batch_tokens < self.max_tokens:
-            raise ValueError(
-                f"batch_tokens does not hold one text of max_tokens={self.max_tokens}: {self.batch_tokens}"
-            )
 
 
 @dataclass(frozen=True)
@@ -113,9 +66,16 @@ class Run:
         """One label a text, or any number."""
         return self.train.problem_type
 
+    @property
+    def in_bf16(self) -> bool:
+        """Whether matrix products are in bf16: as the settings say, else where the device has it natively."""
+        if self.config.precision == "auto":
+            return has_native_bf16(self.device)
+        return self.config.precision == "bf16"
+
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 for the matrix products where the settings and the device have it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16(self.config, self.device))
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
 
     def rows(self, dataset: Dataset) -> list[Row]:
         """The texts as token ids."""
@@ -162,6 +122,7 @@ def train(
     classifier, tokenizer = build(config, train_set, len(labels), init)
     peak = config.lr or (1e-4 if init else 5e-4)
     run = Run(config, classifier.to(device), tokenizer, labels, train_set, dev_set, device, peak)
+    print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
     history = fit(run, checkpoint, resume=resume, on_step=on_step)
@@ -169,6 +130,7 @@ def train(
     made_by = {
         "heed": importlib.metadata.version("heed"),
         "command": command,
+        "init": init.resolve().name if init else None,
         "config": dataclasses.asdict(config),
         "seconds": round(time.monotonic() - started),
         "data": {
@@ -179,45 +141,6 @@ def train(
     result = finish(run, held_out, out, history, made_by)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
-
-
-def build(config: TrainConfig, train_set: Dataset, num_labels: int, init: Path | None) -> tuple[Classifier, Tokenizer]:
-    """The network and its tokenizer, from scratch or from the encoder in `init`."""
-    if init is None:
-        tokenizer = learn_tokenizer(train_set.texts, config.tokenizer, config.vocab_size or 16_000)
-        return Classifier(_from_scratch(config, tokenizer.vocab_size), num_labels), tokenizer
-    encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    classifier = Classifier(dataclasses.replace(encoder, dropout=config.dropout), num_labels)
-    load_weights(classifier, weights, bare=True)
-    if config.vocab_size and config.vocab_size < tokenizer.vocab_size:
-        tokenizer, kept = shrink_tokenizer(tokenizer, train_set.texts, config.vocab_size)
-        classifier = _with_vocabulary(classifier, kept, num_labels)
-    return classifier, tokenizer
-
-
-def _from_scratch(config: TrainConfig, vocab_size: int) -> EncoderConfig:
-    layers = config.layers or 4
-    family: dict[str, Any] = modernbert_defaults(layers) if config.family == "modernbert" else {}
-    sizes = {
-        "vocab_size": vocab_size,
-        "width": config.width,
-        "layers": layers,
-        "heads": config.heads,
-        "feed_forward": config.feed_forward,
-        "max_tokens": config.max_tokens,
-        "dropout": config.dropout,
-        "pad_id": PAD_ID,
-    }
-    return EncoderConfig(**(family | sizes))
-
-
-def _with_vocabulary(classifier: Classifier, kept: Tensor, num_labels: int) -> Classifier:
-    """The same network with only the `kept` rows of its token embedding."""
-    smaller = Classifier(dataclasses.replace(classifier.config, vocab_size=len(kept)), num_labels)
-    state = classifier.state_dict()
-    name = "encoder.embeddings.tokens.weight"
-    smaller.load_state_dict(state | {name: state[name][kept]})
-    return smaller
 
 
 def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, float]]:
@@ -306,13 +229,6 @@ def loss_of(logits: Tensor, truth: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits, truth, label_smoothing=smoothing)
 
 
-def use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to autocast: as the settings say, else where the device multiplies bf16 natively."""
-    if config.precision == "auto":
-        return has_native_bf16(device)
-    return config.precision == "bf16"
-
-
 def dev_figures(run: Run, logits: Array) -> tuple[float, float]:
     """What chooses the best epoch (accuracy; macro-F1 where multi-label), and the loss, on dev."""
     truth = targets(run.dev, run.labels)
@@ -323,77 +239,6 @@ def dev_figures(run: Run, logits: Array) -> tuple[float, float]:
 
 
 def _bar(plan: list[list[int]], at: Progress, epochs: int) -> Iterable[list[int]]:
-    """The batches of an epoch that are left, under a progress bar on stderr."""
+    """The batches of an epoch that are left, under a progress bar where stderr is a terminal."""
     name = f"epoch {at.epoch + 1}/{epochs}"
-    return tqdm(plan[at.batch :], name, len(plan), initial=at.batch, unit="batch", mininterval=0.5, leave=False)
-
-
-def finish(
-    run: Run,
-    held_out: dict[str, Dataset],
-    out: Path,
-    history: list[dict[str, float]],
-    made_by: dict[str, Any],
-) -> tuple[Manifest, dict[str, Evaluation]]:
-    """Round the weights as they will be stored, calibrate on dev, measure on held-out data, write the bundle."""
-    stored = WEIGHT_TYPES[run.config.weights]
-    run.classifier.to("cpu", stored).float().eval()
-    dev_logits = forward_rows(run.classifier, run.rows(run.dev))
-    calibration = calibrate(dev_logits, run)
-    evaluations = {}
-    for name, dataset in held_out.items():
-        logits = dev_logits if name == "dev" else forward_rows(run.classifier, run.rows(dataset))
-        scores = probabilities(logits, run.problem_type, calibration.temperature)
-        evaluations[name] = score(scores, targets(dataset, run.labels), run.labels, calibration)
-    manifest = Manifest(
-        name=out.name,
-        version="",  # save_bundle knows it
-        created=now(),
-        labels=run.labels,
-        problem_type=run.problem_type,
-        max_tokens=run.max_tokens,
-        calibration=calibration,
-        made_by=made_by,
-        metrics={name: headline(e) for name, e in evaluations.items()},
-        reference=reference_statistics(run, dev_logits, calibration),
-    )
-    files = {
-        "README.md": card(manifest, evaluations, history),
-        "report/metrics.json": json.dumps(
-            {"history": history, **{k: e.to_dict() for k, e in evaluations.items()}},
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n",
-    }
-    manifest = save_bundle(out, run.classifier, run.tokenizer, manifest, weights=run.config.weights, files=files)
-    return manifest, evaluations
-
-
-def calibrate(dev_logits: Array, run: Run) -> Calibration:
-    """Temperature and conformal quantile on dev; nothing where there are too few rows, or several labels."""
-    truth = targets(run.dev, run.labels)
-    if truth.ndim == 2 or len(truth) < MIN_CALIBRATION_ROWS:
-        return Calibration()
-    temperature = fit_temperature(dev_logits, truth)
-    scores = probabilities(dev_logits, run.problem_type, temperature)
-    return Calibration(temperature=temperature, coverage=COVERAGE, quantile=fit_quantile(scores, truth, COVERAGE))
-
-
-def reference_statistics(run: Run, dev_logits: Array, calibration: Calibration) -> dict[str, Any]:
-    """What answers look like on data like the training data; drift is measured against it."""
-    scores = probabilities(dev_logits, run.problem_type, calibration.temperature)
-    lengths = [len(row.ids) for row in run.rows(run.dev)]
-    deciles = np.linspace(0, 1, 11)
-    return {
-        "n": len(scores),
-        "label_share": dict(
-            zip(
-                run.labels,
-                (np.bincount(scores.argmax(1), minlength=scores.shape[1]) / len(scores)).tolist(),
-                strict=True,
-            )
-        ),
-        "confidence_deciles": np.quantile(scores.max(1), deciles).tolist(),
-        "tokens_deciles": np.quantile(lengths, deciles).tolist(),
-    }
+    return tqdm(plan[at.batch :], name, len(plan), initial=at.batch, unit="batch", leave=False, disable=None)
