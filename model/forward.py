@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model.scores import Array
     from model.tokens import Row
 
-PASS_TOKENS = 4096  # enough to fill a CPU; a GPU takes more (service/predictor.py)
+PASS_TOKENS = 4096  # offline: nobody waits for the end of a pass
 
 
 @torch.inference_mode()

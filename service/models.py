@@ -37,7 +37,7 @@ class ServedModel:
         self.predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
         self.batcher: Batcher[Row, Scored] = Batcher(
             lambda rows: compute.run(self.predictor, rows),
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=settings.max_batch_tokens or self.predictor.full_pass,
             max_queue_tokens=settings.max_queue_tokens,
             on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
         )

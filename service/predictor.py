@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 WARM_UP_ROWS = (1, 2, 8, 32)
+FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ class Predictor:
     def precision(self) -> str:
         """Type of the weights, as the settings call it."""
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def full_pass(self) -> int:
+        """Tokens of a pass that fills the device."""
+        return FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU
 
     @property
     def packed(self) -> bool:

@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     compute_threads: Annotated[
         int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all of its cores")
     ] = 0
-    max_batch_tokens: Annotated[Positive, Field(description="tokens of one forward pass, at most")] = 16_384
+    max_batch_tokens: Annotated[
+        Positive | None, Field(description="tokens of one forward pass, at most; default: 2048 on a CPU, else 16384")
+    ] = None
     max_queue_tokens: Annotated[Positive, Field(description="tokens that may wait in a replica; over it, 429")] = (
         262_144
     )
@@ -100,7 +102,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
-        if self.max_queue_tokens < self.max_batch_tokens:
+        if self.max_batch_tokens and self.max_queue_tokens < self.max_batch_tokens:
             raise ValueError(
                 f"max_queue_tokens would keep every pass below max_batch_tokens={self.max_batch_tokens}: "
                 f"raise it from {self.max_queue_tokens}"

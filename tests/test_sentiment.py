@@ -1,0 +1,36 @@
+"""The model that comes with Heed is what its card says."""
+
+from __future__ import annotations
+
+import pytest
+from samples import SHARED_DATA
+
+from model.bundle import load_bundle
+from model.device import choose_device
+from service.predict import predict_texts
+from service.predictor import Predictor
+from service.settings import SENTIMENT
+from training.data import read_dataset
+from training.evaluate import evaluate
+
+
+def test_it_is_small_enough_for_the_repository() -> None:
+    assert sum(file.stat().st_size for file in SENTIMENT.rglob("*") if file.is_file()) <= 16_000_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_tells_praise_from_blame(precision: str) -> None:
+    predictor = Predictor(load_bundle(SENTIMENT), choose_device("cpu"), precision)
+    texts = ["a gorgeous, witty, seductive movie", "paper thin and boring"]
+    best = [answer.labels[0].label for answer in predict_texts(predictor, texts, 1) if answer.labels]
+    assert best == ["positive", "negative"]
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs a copy of SST-2 in ../shared/data/sst2_glue")
+def test_its_card_states_its_accuracy_on_sst2() -> None:
+    bundle = load_bundle(SENTIMENT)
+    assert bundle.manifest is not None
+    evaluation = evaluate(bundle, read_dataset(SHARED_DATA / "sst2_glue" / "dev.jsonl.gz"))
+    assert evaluation.n == bundle.manifest.metrics["dev"]["n"] == 872
+    assert evaluation.accuracy.value == pytest.approx(bundle.manifest.metrics["dev"]["accuracy"], abs=0.003)
+    assert f"{bundle.manifest.metrics['dev']['accuracy']:.4f}" in (SENTIMENT / "README.md").read_text()
