@@ -47,7 +47,7 @@ constraints:
 	@$(VENV)-constraints/bin/pip install --quiet "$(TORCH)"
 	@$(VENV)-constraints/bin/pip install --quiet ".[test,lint]"
 	@head -2 constraints.txt > constraints.new
-	@$(VENV)-constraints/bin/pip freeze --exclude heed | sed 's/+cpu$$//' >> constraints.new
+	@$(VENV)-constraints/bin/pip freeze --all --exclude pip --exclude heed | sed 's/+cpu$$//' >> constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-constraints
 
 clean:

@@ -61,8 +61,8 @@ def serve_forever(settings: Settings) -> None:
             )
             stop.wait()
             say("stopping: answering what was accepted")
-            drain(folder, settings.drain_s)
         finally:
+            drain(folder, settings.drain_s)
             shut_down()
     say("stopped")
 
