@@ -57,7 +57,7 @@ class Batch:
     back: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; the copy is asynchronous from pinned memory."""
+        """The same batch on a device."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)

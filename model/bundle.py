@@ -25,7 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.encoder import Classifier
-from model.families import UnsupportedCheckpoint, dump_weights, load_weights, read_config, write_config
+from model.families import (
+    ARCHITECTURES,
+    UnsupportedCheckpoint,
+    dump_weights,
+    load_weights,
+    read_config,
+    write_config,
+)
 from model.forward import forward_rows
 from model.scores import MULTI, SINGLE, Calibration, ProblemType
 from model.tokens import Tokenizer, tokenizer_config
@@ -113,45 +120,31 @@ def load_bundle(folder: Path) -> Bundle:
     not give the logits that they gave when it was made.
     """
     theirs = _read_json(folder / "config.json")
+    labels = _labels(theirs)
     try:
-        classifier = Classifier(read_config(theirs), num_labels=len(_labels(theirs)))
+        check_task(theirs)
+        classifier = Classifier(read_config(theirs), num_labels=len(labels))
         load_weights(classifier, _read_weights(folder))
         tokenizer = Tokenizer.from_folder(folder)
-    except KeyError as error:
-        raise BundleError(f"config.json has no field {error}: {folder}") from None
-    except (UnsupportedCheckpoint, ValueError) as error:
+        check_tokenizer(tokenizer, classifier.config, _tokenizer_settings(folder))
+    except ValueError as error:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
-    if tokenizer.vocab_size > classifier.config.vocab_size:
-        limit = classifier.config.vocab_size
-        raise BundleError(f"tokenizer.json has more tokens than vocab_size={limit}: {tokenizer.vocab_size} ({folder})")
-    version = content_hash(folder)
     manifest_file = folder / "heed.json"
-    if not manifest_file.exists():
-        return Bundle(
-            name=folder.resolve().name,
-            version=version,
-            labels=_labels(theirs),
-            problem_type=MULTI if theirs.get("problem_type") == MULTI else SINGLE,
-            max_tokens=min(classifier.config.max_tokens, _model_max_length(folder)),
-            calibration=Calibration(),
-            classifier=classifier,
-            tokenizer=tokenizer,
-            manifest=None,
-        )
-    manifest = Manifest.from_json(manifest_file.read_text(encoding="utf-8"))
+    manifest = Manifest.from_json(manifest_file.read_text(encoding="utf-8")) if manifest_file.exists() else None
     bundle = Bundle(
-        name=manifest.name,
-        version=version,
-        labels=manifest.labels,
-        problem_type=manifest.problem_type,
-        max_tokens=manifest.max_tokens,
-        calibration=manifest.calibration,
+        name=manifest.name if manifest else folder.resolve().name,
+        version=content_hash(folder),
+        labels=labels,
+        problem_type=MULTI if theirs.get("problem_type") == MULTI else SINGLE,
+        max_tokens=manifest.max_tokens if manifest else _max_tokens(classifier.config, folder),
+        calibration=manifest.calibration if manifest else Calibration(),
         classifier=classifier,
         tokenizer=tokenizer,
         manifest=manifest,
     )
-    _check(bundle, manifest, _labels(theirs), folder)
+    if manifest is not None:
+        _check(bundle, manifest, folder)
     return bundle
 
 
@@ -228,24 +221,64 @@ def load_encoder(
             config = dataclasses.replace(
                 config, layers=layers, local_layers=tuple(i for i in config.local_layers if i < layers)
             )
-        return config, _read_weights(folder), Tokenizer.from_folder(folder)
-    except KeyError as error:
-        raise BundleError(f"config.json has no field {error}: {folder}") from None
+        tokenizer = Tokenizer.from_folder(folder)
+        check_tokenizer(tokenizer, config, _tokenizer_settings(folder))
+        return config, _read_weights(folder), tokenizer
     except UnsupportedCheckpoint as error:
         raise BundleError(f"{error} ({folder})") from None
 
 
-def _check(bundle: Bundle, manifest: Manifest, labels: list[str], folder: Path) -> None:
+def check_task(theirs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedCheckpoint for a checkpoint that does something else than classify texts."""
+    problem = theirs.get("problem_type")
+    if problem not in (None, SINGLE, MULTI):
+        raise UnsupportedCheckpoint(f"config.json: problem_type is not one of {SINGLE}, {MULTI}: {problem}")
+    for architecture in theirs.get("architectures") or []:
+        if architecture != ARCHITECTURES.get(theirs.get("model_type", ""), architecture):
+            raise UnsupportedCheckpoint(f"config.json: the architecture does not classify texts: {architecture}")
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mapping[str, Any]) -> None:
+    """Raise UnsupportedCheckpoint for a tokenizer that would give the encoder ids which it cannot take.
+
+    settings is tokenizer_config.json, whose word transformers takes over that of tokenizer.json.
+    """
+    if tokenizer.highest_id >= config.vocab_size:
+        limit = config.vocab_size
+        raise UnsupportedCheckpoint(f"tokenizer.json has ids beyond vocab_size={limit}: {tokenizer.highest_id}")
+    empty, pair = tokenizer.encode([" ", ("a", "b")], config.max_tokens)
+    if not empty.ids:
+        raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
+    if config.token_types == 1 and pair.types:
+        raise UnsupportedCheckpoint("tokenizer.json marks the second text of a pair, with type_vocab_size=1")
+    normalizer = tokenizer.normalizer
+    for name, field_name in (("do_lower_case", "lowercase"), ("strip_accents", "strip_accents")):
+        given = settings.get(name)
+        if given is not None and normalizer.get("type") == "BertNormalizer" and given != normalizer[field_name]:
+            if name == "strip_accents" and normalizer[field_name] is None and given == normalizer["lowercase"]:
+                continue  # null means: as lowercase
+            raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in {name}: {given}")
+
+
+def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
     """Refuse a bundle whose files do not belong together, or whose probes give other logits."""
     if bundle.version != manifest.version:
         raise BundleError(f"files of the bundle were changed after it was made as {manifest.version}: {folder}")
-    if manifest.labels != labels:
-        raise BundleError(f"heed.json and config.json name different labels: {folder}")
+    if (manifest.labels, manifest.problem_type) != (bundle.labels, bundle.problem_type):
+        raise BundleError(f"heed.json and config.json name different labels or problem types: {folder}")
+    if not 2 < manifest.max_tokens <= bundle.classifier.config.max_tokens:
+        raise BundleError(f"heed.json: max_tokens is not what the encoder reads: {manifest.max_tokens} ({folder})")
+    if not manifest.calibration.temperature > 0:
+        raise BundleError(f"heed.json: temperature is not positive: {manifest.calibration.temperature} ({folder})")
     if not manifest.probes:
         return
-    rows = bundle.tokenizer.encode([probe["text"] for probe in manifest.probes], bundle.max_tokens)
-    expected = np.array([probe["logits"] for probe in manifest.probes], dtype=np.float32)
-    off = float(np.abs(forward_rows(bundle.classifier, rows) - expected).max())
+    try:
+        texts = [str(probe["text"]) for probe in manifest.probes]
+        expected = np.array([probe["logits"] for probe in manifest.probes], dtype=np.float32)
+        logits = forward_rows(bundle.classifier, bundle.tokenizer.encode(texts, bundle.max_tokens))
+        off = float(np.abs(logits - expected).max())
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"heed.json: the probes are not texts with logits: {error} ({folder})") from None
     if not off <= PROBE_TOLERANCE:
         raise BundleError(f"probe texts give logits that are off by more than {PROBE_TOLERANCE}: {off:.3g} ({folder})")
 
@@ -261,11 +294,14 @@ def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[st
 
 def _labels(theirs: Mapping[str, Any]) -> list[str]:
     """Label names by id, from id2label; without it the two that transformers then assumes."""
-    names: dict[str, str] = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    try:
-        return [names[str(i)] for i in range(len(names))]
-    except KeyError as error:
-        raise BundleError(f"config.json: id2label has no id {error}") from None
+    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    ids = [str(i) for i in range(len(names))]
+    if not isinstance(names, dict) or set(names) != set(ids):
+        raise BundleError("config.json: id2label does not map the ids from 0 on to names")
+    labels = [names[i] for i in ids]
+    if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
+        raise BundleError("config.json: id2label has two labels of one name, or a name that is no string")
+    return labels
 
 
 def _label_fields(manifest: Manifest) -> dict[str, Any]:
@@ -282,11 +318,18 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     return {"cls_token_id": cls, "bos_token_id": cls, "sep_token_id": sep, "eos_token_id": sep}
 
 
-def _model_max_length(folder: Path) -> int:
-    """model_max_length of tokenizer_config.json, huge where it says nothing."""
+def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty where there is none."""
     file = folder / "tokenizer_config.json"
-    length = _read_json(file).get("model_max_length", 1 << 30) if file.exists() else 1 << 30
-    return int(min(length, 1 << 30))
+    return _read_json(file) if file.exists() else {}
+
+
+def _max_tokens(config: EncoderConfig, folder: Path) -> int:
+    """What a checkpoint without heed.json reads: as its tokenizer says, at most what its encoder has."""
+    length = _tokenizer_settings(folder).get("model_max_length") or config.max_tokens
+    if not isinstance(length, int | float) or length <= 2:
+        raise BundleError(f"tokenizer_config.json: model_max_length is no number of tokens: {length} ({folder})")
+    return int(min(length, config.max_tokens))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

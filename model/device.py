@@ -31,7 +31,12 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of weights and activations; auto is bf16 where it is native, fp16 on older GPUs, else fp32."""
+    """The type of weights and activations; auto is bf16 where it is native, fp16 on older GPUs, else fp32.
+
+    Raises ValueError for fp16 on a CPU, which multiplies it slowly or not at all.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("precision fp16 is for GPUs, a CPU takes bf16 or fp32: fp16")
     if name != "auto":
         return PRECISIONS[name]
     if has_native_bf16(device):

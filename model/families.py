@@ -67,6 +67,8 @@ ARCHITECTURES = {
     "modernbert": "ModernBertForSequenceClassification",
 }
 HEAD = "head."  # the weights that a bare encoder does not have
+LABEL_LAYER = "head.out."
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class UnsupportedCheckpoint(ValueError):
@@ -99,17 +101,28 @@ def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
     Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
     """
     family = theirs.get("model_type")
-    if family == "bert":
-        return _read_bert(theirs)
-    if family == "modernbert":
-        return _read_modernbert(theirs)
-    raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(NAMES)}: {family}")
+    if family not in NAMES:
+        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(NAMES)}: {family}")
+    if theirs.get("quantization_config"):
+        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
+    try:
+        return _read_bert(theirs) if family == "bert" else _read_modernbert(theirs)
+    except KeyError as error:
+        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
+    except (TypeError, ZeroDivisionError) as error:  # a string for a number, null, 0 heads
+        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
 
 
 def write_config(config: EncoderConfig) -> dict[str, Any]:
-    """EncoderConfig -> the fields of config.json that the family reads."""
+    """EncoderConfig -> the fields of config.json that the family reads.
+
+    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
+    """
     fields = _write_bert(config) if config.family == "bert" else _write_modernbert(config)
-    return {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]], **fields}
+    fields = {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]], **fields}
+    if read_config(fields) != config:
+        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
+    return fields
 
 
 def _read_bert(theirs: Mapping[str, Any]) -> EncoderConfig:
@@ -240,24 +253,28 @@ def _rope_theta(theirs: Mapping[str, Any], kind: str, old_field: str, default: f
 def load_weights(classifier: Classifier, weights: Mapping[str, Tensor], *, bare: bool = False) -> None:
     """Copy a checkpoint's weights into ours.
 
-    bare: an encoder without a head will do, what it lacks of the head stays as initialised.
+    bare: only the encoder matters. What the checkpoint lacks of the head stays as initialised, and so does
+    the label layer in any case: its labels are others.
     Raises UnsupportedCheckpoint naming a weight that is missing or has another shape.
     """
     family = classifier.config.family
     stripped = not any(name.startswith(PREFIX[family]) for name in weights)
     for ours, tensor, theirs in _named(classifier):
         names = [name.removeprefix(PREFIX[family]) if stripped else name for name in theirs]
-        if bare and ours.startswith(HEAD) and names[0] not in weights:
+        if bare and (ours.startswith(LABEL_LAYER) or (ours.startswith(HEAD) and names[0] not in weights)):
             continue
         missing = [name for name in names if name not in weights]
         if missing:
             raise UnsupportedCheckpoint(f"model.safetensors has no weight named {missing[0]}")
         value = torch.cat([weights[name] for name in names])
-        if value.shape != tensor.shape and not (bare and ours.startswith(HEAD)):
+        if value.shape != tensor.shape:
             got, want = tuple(value.shape), tuple(tensor.shape)
             raise UnsupportedCheckpoint(f"model.safetensors: shape of {names[0]} must be {want}: {got}")
-        if value.shape == tensor.shape:
-            tensor.data.copy_(value)
+        if value.dtype not in WEIGHT_DTYPES:
+            raise UnsupportedCheckpoint(
+                f"model.safetensors: type of {names[0]} is not fp32, fp16 or bf16: {value.dtype}"
+            )
+        tensor.data.copy_(value)
 
 
 def dump_weights(classifier: Classifier) -> dict[str, Tensor]:

@@ -50,6 +50,14 @@ def records(file: Iterable[bytes], suffix: str, name: str) -> Iterator[Record]:
     return _jsonl(lines) if suffix == ".jsonl" else _table(lines, DELIMITERS[suffix], name)
 
 
+def check_unicode(name: str, value: str) -> None:
+    """Raise ValueError for a string that JSON can spell and UTF-8 cannot: half a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half a surrogate pair, which is no Unicode text") from None
+
+
 def _decode(file: Iterable[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         try:
@@ -77,4 +85,4 @@ def _table(lines: Iterator[str], delimiter: str, name: str) -> Iterator[Record]:
             ragged = None in fields or None in fields.values()
             yield reader.line_num, "number of columns differs from the header's" if ragged else dict(fields)
     except csv.Error as error:
-        raise FileError(f"{name}:{reader.line_num}: {error}") from None
+        raise FileError(f"{name}:{reader.reader.line_num}: {error}") from None

@@ -1,6 +1,6 @@
 """Logits -> calibrated scores and label sets, and the fits behind them: pure functions over arrays.
 
-Letters: N texts, C labels. Fitted by training/train.py, applied by service/predictor.py and training/evaluate.py.
+Letters: N texts, C labels. Fitted by training/finish.py, applied by service/predictor.py and training/evaluate.py.
 """
 
 from __future__ import annotations

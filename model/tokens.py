@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenizers import Tokenizer as RawTokenizer
 
@@ -62,6 +62,16 @@ class Tokenizer:
     def to_json(self) -> str:
         """The text of tokenizer.json."""
         return self._raw.to_str(pretty=True)
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id that a row can hold."""
+        return max(self._raw.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def normalizer(self) -> dict[str, Any]:
+        """Settings of the normalizer as tokenizer.json has them, empty where there is none."""
+        return dict(json.loads(self.to_json())["normalizer"] or {})
 
     @property
     def vocab_size(self) -> int:

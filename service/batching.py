@@ -1,15 +1,16 @@
 """Fill forward passes: what waits when the device becomes free is the next pass. No timer, no torch, no Ray.
 
 plan_pass is pure: which of the waiting items run next. Batcher is the asyncio around it: submit() waits
-for its items' results, one loop runs pass after pass. Called by service/app.py.
+for its items' results, one loop runs pass after pass. Made by service/models.py, called by service/routes.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from service.errors import Failed, NotReady, Overloaded, ServiceError
@@ -27,6 +28,8 @@ class Sized(Protocol):
         ...
 
 
+PLANNED_ITEMS = 4096  # at the head of the queue: planning stays a matter of milliseconds
+
 Item = TypeVar("Item", bound=Sized)
 Result = TypeVar("Result")
 
@@ -37,7 +40,7 @@ def plan_pass(tokens: Sequence[int], budget: int) -> list[int]:
     The oldest always runs, even alone over the budget, so nobody waits for ever. Those nearest to it in
     length join while rows * longest <= budget, so that little is padded; equal lengths by age.
     """
-    if sum(tokens) and len(tokens) * max(tokens) <= budget:
+    if not tokens or len(tokens) * max(tokens) <= budget:
         return list(range(len(tokens)))
     first = tokens[0]
     chosen, longest = [0], first
@@ -65,6 +68,7 @@ class _Waiting(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Answer[Result]]
     since: float
+    is_counted: bool = True  # among the tokens that wait
 
 
 @dataclass
@@ -75,15 +79,19 @@ class PassFigures:
     tokens: int
     longest: int
     forward_s: float
-    queue_s: list[float] = field(default_factory=list)
+    queue_s: list[float]
+    error: Exception | None  # the first that the pass raised; its items were then tried in halves
 
 
 class Batcher(Generic[Item, Result]):
-    """One device's queue. run(items) computes a pass elsewhere and returns results in order."""
+    """One device's queue.
+
+    run(items) computes a pass elsewhere and returns a result, or the error in its place, per item in order.
+    """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        run: Callable[[list[Item]], Awaitable[Sequence[Result | ServiceError]]],
         *,
         max_batch_tokens: int,
         max_queue_tokens: int,
@@ -99,6 +107,7 @@ class Batcher(Generic[Item, Result]):
         self.queue_tokens = 0  # waiting, not yet in a pass
         self._pass_since: float | None = None  # None while idle
         self.busy_s = 0.0  # in passes, since the start
+        self.failures_in_a_row = 0  # passes in which no item could be answered
 
     @property
     def queue_texts(self) -> int:
@@ -128,26 +137,43 @@ class Batcher(Generic[Item, Result]):
         self._arrived.set()
         try:
             return [await entry.future for entry in waiting]
-        finally:
-            for entry in waiting:
-                entry.future.cancel()  # nothing where it is done
+        except BaseException:
+            self._leave(waiting)
+            raise
 
     def _admit(self, tokens: int) -> None:
         """Count the tokens in, or refuse. A request larger than the whole queue is let into an empty one."""
         if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
             wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-            raise Overloaded(self.queue_tokens, wait_s)
+            raise Overloaded(self.queue_tokens, max(1, math.ceil(wait_s)))
         self.queue_tokens += tokens
 
+    def _leave(self, entries: list[_Waiting[Item, Result]]) -> None:
+        """Forget what has not been taken into a pass yet; the queue drops it when it comes by."""
+        for entry in entries:
+            entry.future.cancel()
+            self._uncount(entry)
+
+    def _uncount(self, entry: _Waiting[Item, Result]) -> None:
+        """It waits no longer: it is in a pass, or its caller has left."""
+        if entry.is_counted:
+            entry.is_counted = False
+            self.queue_tokens -= entry.item.tokens
+
     async def main_loop(self) -> None:
-        """Run pass after pass until drained."""
-        while self._queue or not self._draining:
-            self._arrived.clear()
-            chosen = self._take()
-            if chosen:
-                await self._pass(chosen)
-            elif not self._draining:
-                await self._arrived.wait()
+        """Run pass after pass until drained. Should it ever end otherwise, nobody is left waiting."""
+        try:
+            while self._queue or not self._draining:
+                self._arrived.clear()
+                chosen = self._take()
+                if chosen:
+                    await self._pass(chosen)
+                elif not self._draining:
+                    await self._arrived.wait()
+        finally:
+            for entry in self._queue:
+                if not entry.future.done():
+                    entry.future.set_result(Answer(Failed(), 0.0, 0.0))
 
     def drain(self) -> None:
         """Accept nothing more; main_loop ends when what was accepted is answered."""
@@ -155,45 +181,56 @@ class Batcher(Generic[Item, Result]):
         self._arrived.set()
 
     def _take(self) -> list[_Waiting[Item, Result]]:
-        """Remove the next pass from the queue, dropping those whose caller has left."""
-        waiting = [entry for entry in self._queue if not entry.future.done()]
-        plan = set(plan_pass([entry.item.tokens for entry in waiting], self._max_batch_tokens)) if waiting else set()
+        """Remove the next pass from the head of the queue, and those whose caller has left."""
+        head = [self._queue.popleft() for _ in range(min(len(self._queue), PLANNED_ITEMS))]
+        waiting = [entry for entry in head if not entry.future.done()]
+        plan = set(plan_pass([entry.item.tokens for entry in waiting], self._max_batch_tokens))
         chosen = [entry for i, entry in enumerate(waiting) if i in plan]
-        self._queue = deque(entry for i, entry in enumerate(waiting) if i not in plan)
-        self.queue_tokens = sum(entry.item.tokens for entry in self._queue)
+        self._queue.extendleft(entry for i, entry in reversed(list(enumerate(waiting))) if i not in plan)
+        for entry in chosen:
+            self._uncount(entry)
         return chosen
 
     async def _pass(self, chosen: list[_Waiting[Item, Result]]) -> None:
-        """Compute one pass and answer its items; where it fails, each item alone, so that one fails alone."""
-        start = self._pass_since = self._clock()
-        items = [entry.item for entry in chosen]
-        results: list[Result | ServiceError]
-        try:
-            results = list(await self._run(items))
-        except Exception:  # whatever the device raises: who caused it is found below
-            results = [await self._alone(item) for item in items] if len(items) > 1 else [Failed()]
+        """Compute one pass, answer its items, and tell whoever counts."""
+        start = self._clock()
+        results, error = await self._results(chosen)
         self._pass_since = None
         forward_s = self._clock() - start
         self.busy_s += forward_s
         for entry, result in zip(chosen, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Answer(result, start - entry.since, forward_s))
-        tokens = sum(item.tokens for item in items)
-        rate = tokens / max(forward_s, 1e-9)
-        self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
+        tokens = sum(entry.item.tokens for entry in chosen)
+        if error is None:
+            rate = tokens / max(forward_s, 1e-9)
+            self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
+        self.failures_in_a_row = self.failures_in_a_row + 1 if all(isinstance(r, Failed) for r in results) else 0
         self._on_pass(
             PassFigures(
-                rows=len(items),
+                rows=len(chosen),
                 tokens=tokens,
-                longest=max(item.tokens for item in items),
+                longest=max(entry.item.tokens for entry in chosen),
                 forward_s=forward_s,
                 queue_s=[start - entry.since for entry in chosen],
+                error=error,
             )
         )
 
-    async def _alone(self, item: Item) -> Result | ServiceError:
+    async def _results(
+        self, chosen: Sequence[_Waiting[Item, Result]]
+    ) -> tuple[list[Result | ServiceError], Exception | None]:
+        """A result per item and what went wrong; a pass that fails is halved until the culprit is alone."""
+        self._pass_since = self._clock()
         try:
-            [result] = await self._run([item])
-        except Exception:  # the text's own failure, whatever it is
-            return Failed()
-        return result
+            results = list(await self._run([entry.item for entry in chosen]))
+            if len(results) != len(chosen):
+                raise RuntimeError(f"a pass of {len(chosen)} items has another number of results: {len(results)}")
+        except Exception as error:  # whatever the device raises
+            if len(chosen) == 1:
+                return [Failed()], error
+            half = len(chosen) // 2
+            first, _ = await self._results(chosen[:half])
+            second, _ = await self._results(chosen[half:])
+            return [*first, *second], error
+        return list(results), None

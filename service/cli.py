@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = getattr(module, f"{args.command}_command")(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError) as error:
         print(f"heed {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

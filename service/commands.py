@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TextIO, get_args
 
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from service.settings import Settings, load_settings, parse_specs
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -73,9 +75,21 @@ def predict_command(args: argparse.Namespace) -> int:
         raise ValueError(f"--top-k is not at least 1: {args.top_k}")
     predictor = Predictor(load_bundle(args.bundle), choose_device(args.device), args.precision)
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(args.out.open("w", encoding="utf-8")) if args.out else sys.stdout
+        sink = stack.enter_context(written_whole(args.out)) if args.out else sys.stdout
         bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))
         for answer in predict_texts(predictor, read_texts(args.file, args.text_column), args.top_k):
             print(answer.model_dump_json(exclude_none=True), file=sink)
             bar.update()
     return 0
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A file to write that takes its name when it is complete, and goes where it is not."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

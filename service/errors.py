@@ -90,15 +90,15 @@ class TooManyTokens(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Arguments: queued tokens, seconds until they are worked off."""
+    """Arguments: queued tokens, whole seconds until they are worked off."""
 
     status, code = 429, "overloaded"
-    template = "{} tokens are waiting already: send again in {:.0f} s"
+    template = "{} tokens are waiting already: send again in {} s"
 
     @property
     def headers(self) -> dict[str, str]:
         """When to try again, in whole seconds (RFC 9110, section 10.2.3)."""
-        return {"Retry-After": f"{max(1, self.args[1]):.0f}"}
+        return {"Retry-After": str(self.args[1])}
 
 
 class Failed(ServiceError):
@@ -116,3 +116,12 @@ class NotReady(ServiceError):
 class DeadlineExceeded(ServiceError):
     status, code = 504, "deadline_exceeded"
     template = "no answer within timeout_ms, send fewer texts or a later deadline: {}"
+
+
+def where(error: BaseException) -> str:
+    """Type of an error, file and line where it was raised: enough to find a bug, and no value of a variable."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"

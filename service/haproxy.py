@@ -7,6 +7,7 @@ Ray reloads HAProxy through the same command, so the mends stay. What they mend,
   - idle keep-alive connections hold up a soft stop
   - with no replica up, requests wait in Ray's Python proxy, or get 404, instead of 503 at once
   - no limit on how slowly a client may send its headers
+  - headers of a client that Ray obeys or stumbles over
 """
 
 import ctypes
@@ -17,6 +18,12 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+# Ray takes the first two from any client: a deadline with an answer of its own shape, and a leaver that
+# is not noticed. A request id that is not short and printable would be a 500 there.
+HEADERS = """    http-request del-header x-request-timeout-seconds
+    http-request del-header x-request-disconnect-disabled
+    http-request del-header x-request-id unless { req.hdr(x-request-id) -m reg ^[!-~]{1,128}$ }
+"""
 
 
 def mend(text: str, host: str, error_file: str) -> str:
@@ -28,6 +35,7 @@ def mend(text: str, host: str, error_file: str) -> str:
     text = re.sub(r"(?m)^ +server .* backup$\n", "", text)
     text = re.sub(r"(?m)^( +bind )127\.0\.0\.1:", rf"\g<1>{host}:", text)
     text = re.sub(r"(?m)^( +http-request )return status 404 .*$", r"\1deny deny_status 503", text)
+    text = re.sub(r"(?m)^(frontend http_frontend\n +bind .*\n)", lambda front: front[1] + HEADERS, text)
     ours = [
         "mode http",
         "timeout http-request 10s",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import resource
@@ -207,8 +208,16 @@ def shared_out(settings: Settings, num_gpus: float) -> Settings:
     threads = settings.compute_threads or max(1, available_cores() // settings.replicas)
     gpus = settings.gpus_per_replica
     if settings.device != "cpu" and not gpus:
-        gpus = min(1.0, num_gpus / settings.replicas)
+        gpus = gpu_share(settings.replicas, num_gpus)
     return settings.model_copy(update={"compute_threads": threads, "gpus_per_replica": gpus})
+
+
+def gpu_share(replicas: int, num_gpus: float) -> float:
+    """GPUs of each replica, such that all fit: a share never spans two, and Ray counts in 1/10,000."""
+    if num_gpus >= replicas or num_gpus == 0:
+        return float(num_gpus > 0)
+    replicas_per_gpu = math.ceil(replicas / num_gpus)
+    return math.floor(10_000 / replicas_per_gpu) / 10_000
 
 
 def reason(report: str) -> str:

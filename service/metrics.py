@@ -7,6 +7,7 @@ are closed, and no user's text is ever in one.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,12 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.errors import where
+
 if TYPE_CHECKING:
     from service.batching import PassFigures
+
+log = logging.getLogger("heed")
 
 SHARED = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by service/app.py for replicas
 if SHARED:
@@ -54,6 +59,8 @@ MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["
 
 def observe_pass(figures: PassFigures, packed: bool) -> None:
     """Hear of a finished pass."""
+    if figures.error is not None:
+        log.error("a pass of %d texts failed: %s", figures.rows, where(figures.error))
     FORWARD_SECONDS.observe(figures.forward_s)
     BATCH_TEXTS.observe(figures.rows)
     BATCH_TOKENS.observe(figures.tokens)

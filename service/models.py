@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("heed")
 
+MAX_FAILURES = 3  # passes in a row without one answer: the device is broken, and Ray replaces the replica
+SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
+
 
 class ServedModel:
     """One bundle that answers."""
@@ -89,16 +92,20 @@ class Models:
 
     async def tokenize(self, model: ServedModel, texts: Sequence[Text]) -> list[Row]:
         """Rows of the texts, made in the tokenizer's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
+        loop, rows = asyncio.get_running_loop(), []
+        for part in slices(texts):
+            rows += await loop.run_in_executor(self._tokenizers, model.tokenize, part)
+        return rows
 
     def start(self) -> None:
         """Start each model's loop, in the running event loop."""
         self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
 
     def is_live(self, stuck_s: float) -> bool:
-        """Whether every loop turns, and no pass has run for longer than stuck_s."""
-        passes = [m.batcher.pass_s() for m in self]
-        return all(not loop.done() for loop in self._loops) and max(passes, default=0) < stuck_s
+        """Whether every loop turns, no pass has run for longer than stuck_s, and passes do not all fail."""
+        return all(not loop.done() for loop in self._loops) and all(
+            m.batcher.pass_s() < stuck_s and m.batcher.failures_in_a_row < MAX_FAILURES for m in self
+        )
 
     async def drain(self) -> None:
         """Answer what was accepted, then stop the loops."""
@@ -107,3 +114,17 @@ class Models:
         await asyncio.gather(*self._loops)
         self._compute.close()
         self._tokenizers.shutdown(wait=False)
+
+
+def slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
+    """The texts in order, in parts of about SLICE_CHARS characters."""
+    part: list[Text] = []
+    chars = 0
+    for text in texts:
+        part.append(text)
+        chars += len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        if chars >= SLICE_CHARS:
+            yield part
+            part, chars = [], 0
+    if part:
+        yield part

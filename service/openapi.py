@@ -52,11 +52,12 @@ def openapi(request: type[ClassifyRequest]) -> dict[str, Any]:
         "info": {
             "title": "Heed",
             "version": importlib.metadata.version("heed"),
-            "description": "Text classification with batches that are always full.",
+            "description": "Text classification; a forward pass is whatever waits when the device becomes free.",
         },
         "paths": {
             "/v1/classify": {"post": _classify(request)},
             "/v1/models": {"get": _get("what is served, and the limits", ModelList)},
+            "/info": {"get": _get("the same", ModelList)},
             "/health/live": {"get": _get("whether the compute loop turns", Health, 503)},
             "/health/ready": {"get": _get("whether requests are answered", Health, 503)},
             "/health": {"get": _get("live and ready", Health, 503)},

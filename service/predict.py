@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from model.batch import plan_passes
 from model.forward import PASS_TOKENS
-from model.records import FileError, read_records, records
+from model.records import FileError, check_unicode, read_records, records
 from service.schemas import text_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from model.tokens import Text
+    from service.errors import ServiceError
     from service.predictor import Predictor, Scored
     from service.schemas import TextResult
 
@@ -32,6 +33,11 @@ def read_texts(file: str, text_column: str) -> Iterator[Text]:
         text, pair = fields.get(text_column), fields.get("text_pair")
         if not isinstance(text, str) or not isinstance(pair, str | None):
             raise FileError(f"{where}: {text_column} is missing or not a string, or text_pair is not a string")
+        try:
+            check_unicode(text_column, text)
+            check_unicode("text_pair", pair or "")
+        except ValueError as error:
+            raise FileError(f"{where}: {error}") from None
         yield text if pair is None else (text, pair)
 
 
@@ -40,7 +46,7 @@ def predict_texts(predictor: Predictor, texts: Iterable[Text], top_k: int | None
     bundle, remaining = predictor.bundle, iter(texts)
     while chunk := list(islice(remaining, CHUNK_ROWS)):
         rows = bundle.tokenizer.encode(chunk, bundle.max_tokens)
-        answers: dict[int, Scored] = {}
+        answers: dict[int, Scored | ServiceError] = {}
         for indices in plan_passes([row.tokens for row in rows], PASS_TOKENS):
             answers |= zip(indices, predictor([rows[i] for i in indices]), strict=True)
         for i, row in enumerate(rows):

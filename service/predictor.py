@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from model.batch import layout_for, make_batch
 from model.device import PRECISIONS, choose_precision
 from model.scores import label_sets, probabilities
+from service.errors import Failed, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +45,7 @@ class ComputeThread:
     def __init__(self, num_threads: int) -> None:
         self._executor = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(num_threads,))
 
-    async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored]:
+    async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """predictor(rows), there."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, predictor, rows)
 
@@ -81,15 +83,16 @@ class Predictor:
         return self._layout == "packed"
 
     @torch.inference_mode()
-    def __call__(self, rows: Sequence[Row]) -> list[Scored]:
-        """One forward pass; answers in the order of the rows."""
+    def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
+        """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
         batch = make_batch(rows, self._layout, self._classifier.config.pad_id)
         logits = self._classifier(batch.to(self.device)).cpu().numpy()
         calibration, problem = self.bundle.calibration, self.bundle.problem_type
         scores = probabilities(logits, problem, calibration.temperature)
         sets = label_sets(scores, problem, calibration)
         in_sets = [None] * len(rows) if sets is None else sets.tolist()
-        return [Scored(*parts) for parts in zip(logits.tolist(), scores.tolist(), in_sets, strict=True)]
+        parts = zip(np.isfinite(logits).all(axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
+        return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]
 
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""

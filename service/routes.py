@@ -29,6 +29,7 @@ from service.errors import (
     NotReady,
     ServiceError,
     TooManyTokens,
+    where,
 )
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
@@ -58,6 +59,7 @@ log = logging.getLogger("heed")
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
 GAUGES_EVERY_S = 0.5
 MAX_REQUEST_ID = 128
+MAX_DIGITS = 18  # of a Content-Length
 
 
 class Service:
@@ -79,9 +81,11 @@ class Service:
         started = time.perf_counter()
         if self._is_draining:
             raise NotReady("the server is stopping")
-        body = await read_body(http, self.settings.max_body_bytes)
+        async with deadline(self.settings.timeout_ms):
+            body = await read_body(http, self.settings.max_body_bytes)
         request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
         model = self.models.find(request.model)
+        parsed = time.perf_counter()
         async with deadline(request.timeout_ms or self.settings.timeout_ms):
             rows = await self.models.tokenize(model, request.inputs)  # 2. texts -> token ids
             tokenized = time.perf_counter()
@@ -90,13 +94,13 @@ class Service:
             text_result(model.bundle.labels, row, answer.result, request.top_k, raw_scores=request.raw_scores)
             for row, answer in zip(rows, answers, strict=True)
         ]
-        observe(model, rows, answers, tokenized - started)
+        observe(model, rows, answers, tokenized - parsed)
         response = ClassifyResponse(
             request_id=request_id(http),
             model=model.name,
             version=model.bundle.version,
             results=results,
-            timing_ms=timing(answers, started, tokenized),
+            timing_ms=timing(answers, tokenized - parsed, time.perf_counter() - started),
         )
         return Response(response.model_dump_json(exclude_none=True), media_type="application/json")
 
@@ -215,7 +219,7 @@ def counted(route: str, handler: Handler) -> Handler:
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it
         except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
-            log.error("%s failed: %s at %s", route, type(error).__name__, origin(error))
+            log.error("%s failed: %s", route, where(error))
             response = refusal(ServiceError())
         metrics.REQUESTS.labels(route, str(response.status_code)).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
@@ -224,18 +228,10 @@ def counted(route: str, handler: Handler) -> Handler:
     return answer
 
 
-def origin(error: BaseException) -> str:
-    """File and line where an error was raised: enough to find a bug, and no value of a variable."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"
-
-
 async def read_body(http: Request, limit: int) -> bytes:
     """The body, refused as soon as it is seen to be over the limit. Raises BodyTooLarge."""
     length = http.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise BodyTooLarge(limit)
     chunks, size = [], 0
     async for chunk in http.stream():
@@ -267,7 +263,7 @@ async def answer_rows(model: ServedModel, rows: Sequence[Row], request: Classify
     ]
 
 
-def timing(answers: Sequence[Answer[Scored]], started: float, tokenized: float) -> Timing:
+def timing(answers: Sequence[Answer[Scored]], tokenize_s: float, total_s: float) -> Timing:
     """Seconds -> ms, rounded to microseconds."""
 
     def ms(seconds: float) -> float:
@@ -275,9 +271,9 @@ def timing(answers: Sequence[Answer[Scored]], started: float, tokenized: float) 
 
     return Timing(
         queue=ms(max(answer.queue_s for answer in answers)),
-        tokenize=ms(tokenized - started),
+        tokenize=ms(tokenize_s),
         forward=ms(max(answer.forward_s for answer in answers)),
-        total=ms(time.perf_counter() - started),
+        total=ms(total_s),
     )
 
 

@@ -19,9 +19,14 @@ from service.errors import InvalidRequest, NotJSON, ServiceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic_core import ErrorDetails
+
     from model.tokens import Row, Text
     from service.predictor import Scored
     from service.settings import Settings
+
+
+MAX_DETAILS = 20
 
 
 class ClassifyRequest(BaseModel):
@@ -30,7 +35,14 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"examples": [{"texts": ["a gorgeous, witty, seductive movie", "paper thin"]}]},
+        strict=True,  # "yes" is no boolean and "2" no number, here as in the schema
+        json_schema_extra={
+            "examples": [{"texts": ["a gorgeous, witty, seductive movie", "paper thin"]}],
+            "oneOf": [
+                {"required": [one], "properties": {one: {"type": "array"}, other: {"type": "null"}}}
+                for one, other in (("texts", "pairs"), ("pairs", "texts"))
+            ],
+        },
     )
 
     texts: Annotated[list[str] | None, Field(description="Texts to classify; or send pairs.")] = None
@@ -42,6 +54,7 @@ class ClassifyRequest(BaseModel):
         Literal["truncate", "error"],
         Field(description="What to do with a text that is longer than the model reads."),
     ] = "truncate"
+    explain: Annotated[Literal[False], Field(description="Explanations are not there yet.")] = False
     timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time, or 504.")] = None
 
     @model_validator(mode="after")
@@ -76,21 +89,19 @@ def parse_request(model: type[ClassifyRequest], body: bytes) -> ClassifyRequest:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         if problems[0]["type"] == "json_invalid":
             raise NotJSON(problems[0]["msg"].removeprefix("Invalid JSON: ")) from None
-        raise InvalidRequest(
-            [
-                {"field": field_name(p["loc"]), "message": p["msg"].removeprefix("Value error, ")}
-                for p in problems
-                if p["type"] != "extra_forbidden"
-            ]
-            + [
-                {
-                    "field": "",
-                    "message": f"there is no such field, there are: {', '.join(model.model_fields)}",
-                }
-                for p in problems
-                if p["type"] == "extra_forbidden"
-            ]
-        ) from None
+        raise InvalidRequest(_details(problems, list(model.model_fields))) from None
+
+
+def _details(problems: list[ErrorDetails], known: list[str]) -> list[dict[str, str]]:
+    """Field and message of each problem. An unknown field is not repeated: its name is the caller's text."""
+    details = [
+        {"field": field_name(p["loc"]), "message": p["msg"].removeprefix("Value error, ")}
+        for p in problems
+        if p["type"] != "extra_forbidden"
+    ]
+    if len(details) < len(problems):
+        details.append({"field": "", "message": f"there is no such field, there are: {', '.join(known)}"})
+    return details[:MAX_DETAILS]
 
 
 def field_name(location: tuple[int | str, ...]) -> str:

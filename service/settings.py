@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
 
-    models: Annotated[list[str], Field(description="what to serve: [NAME=]BUNDLE")] = []
+    models: Annotated[list[str], NoDecode, Field(description="what to serve: [NAME=]BUNDLE, separated by commas")] = []
     host: Annotated[str, Field(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port of HTTP")] = 8000
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="GPUs that Ray reserves for a replica; 0: those of the machine, shared evenly")
     ] = 0.0
     compute_threads: Annotated[
-        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all of its cores")
+        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all that it may use")
     ] = 0
     max_batch_tokens: Annotated[
         Positive | None, Field(description="tokens of one forward pass, at most; default: 2048 on a CPU, else 16384")
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
         30.0
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -131,6 +137,10 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
     """
     if config is not None and not config.is_file():
         raise ValueError(f"no settings file: {config}")
+    if "HEED_API_KEYS" in os.environ:
+        raise ValueError(
+            "HEED_API_KEYS: keys are not checked yet, unset it and put Heed behind something that checks them"
+        )
 
     class WithFile(Settings):
         model_config = SettingsConfigDict(yaml_file=config)
@@ -144,3 +154,5 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
         name = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{name}: {message}, not: {first['input']}" if name else message) from None
+    except ValueError:  # pydantic-settings, merging what is no mapping
+        raise ValueError(f"the settings are not a mapping of names to values: {config}") from None

@@ -204,3 +204,92 @@ def test_an_item_over_the_budget_runs_alone() -> None:
         await loop
 
     with_batcher(test())
+
+
+def test_one_bad_text_among_many_costs_few_passes() -> None:
+    async def test() -> None:
+        device = Device()
+        queue = batcher(device)
+        loop = asyncio.create_task(queue.main_loop())
+        answers = await queue.submit([Item(n, 1, poison=n == 37) for n in range(64)])
+        assert [n for n, answer in enumerate(answers) if isinstance(answer.result, Failed)] == [37]
+        assert len(device.passes) <= 1 + 2 * 6
+        queue.drain()
+        await loop
+
+    with_batcher(test())
+
+
+def test_a_device_that_answers_nothing_is_noticed_and_one_that_recovers_forgiven() -> None:
+    async def test() -> None:
+        queue = batcher(Device())
+        loop = asyncio.create_task(queue.main_loop())
+        for n in range(3):
+            await queue.submit([Item(n, 5, poison=True)])
+        assert queue.failures_in_a_row == 3
+        await queue.submit([Item(9, 5)])
+        assert queue.failures_in_a_row == 0
+        queue.drain()
+        await loop
+
+    with_batcher(test())
+
+
+def test_a_device_that_returns_too_few_answers_strands_nobody() -> None:
+    async def run(items: Sequence[Item]) -> list[int]:
+        return []
+
+    async def test() -> None:
+        queue: Batcher[Item, int] = Batcher(run, max_batch_tokens=BUDGET, max_queue_tokens=1000)
+        loop = asyncio.create_task(queue.main_loop())
+        answers = await queue.submit([Item(0, 5), Item(1, 5)])
+        assert all(isinstance(answer.result, Failed) for answer in answers)
+        queue.drain()
+        await loop
+
+    with_batcher(test())
+
+
+def test_should_the_loop_end_nobody_is_left_waiting() -> None:
+    def broken(figures: object) -> None:
+        raise RuntimeError("metrics")
+
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue: Batcher[Item, int] = Batcher(device.run, max_batch_tokens=5, max_queue_tokens=1000, on_pass=broken)
+        loop = asyncio.create_task(queue.main_loop())
+        tasks = [asyncio.create_task(queue.submit([Item(n, 5)])) for n in range(3)]
+        await asyncio.sleep(0.01)
+        device.free.set()
+        results = [answers[0].result for answers in await asyncio.gather(*tasks)]
+        assert results[0] == 0
+        assert all(isinstance(result, Failed) for result in results[1:])
+        with pytest.raises(RuntimeError, match="metrics"):
+            await loop
+
+    with_batcher(test())
+
+
+def test_a_caller_that_left_no_longer_counts_against_the_queue() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue = batcher(device, max_queue_tokens=BUDGET)
+        loop = asyncio.create_task(queue.main_loop())
+        running = asyncio.create_task(queue.submit([Item(0, 5)]))
+        await asyncio.sleep(0.01)
+        leaver = asyncio.create_task(queue.submit([Item(1, 90)]))
+        await asyncio.sleep(0.01)
+        leaver.cancel()
+        await asyncio.sleep(0.01)
+        assert queue.queue_tokens == 0
+        stayer = asyncio.create_task(queue.submit([Item(2, 90)]))
+        await asyncio.sleep(0.01)
+        device.free.set()
+        assert [answers[0].result for answers in await asyncio.gather(running, stayer)] == [0, 2]
+        assert queue.queue_tokens == 0
+        queue.drain()
+        await loop
+
+    with_batcher(test())

@@ -119,10 +119,11 @@ def test_a_bundle_that_gives_other_logits_on_its_probes_is_refused(copy: Path) -
     [
         ("config.json", "{", "not JSON"),
         ("config.json", "[]", "not a JSON object"),
-        ("config.json", '{"model_type": "bert", "id2label": {"0": "a"}}', "no field 'vocab_size'"),
+        ("config.json", '{"model_type": "bert", "id2label": {"0": "a"}}', "a field is missing: 'vocab_size'"),
         ("config.json", '{"model_type": "t5"}', "model_type is not one of bert, modernbert: t5"),
         ("tokenizer.json", "{}", "not a tokenizer"),
         ("model.safetensors", "garbage", "not a safetensors file"),
+        ("tokenizer_config.json", '{"do_lower_case": false}', "differ in do_lower_case: False"),
         ("heed.json", '{"format": 1}', "heed.json"),
         ("heed.json", '{"format": 99}', "newer format than 1, update Heed: 99"),
     ],
@@ -137,6 +138,38 @@ def test_a_broken_file_is_named(copy: Path, file: str, content: str, message: st
 def test_a_missing_file_is_named(copy: Path, file: str) -> None:
     (copy / file).unlink()
     with pytest.raises(BundleError, match=file):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"problem_type": "regression"}, "problem_type is not one of .*: regression"),
+        ("config.json", {"architectures": ["BertForTokenClassification"]}, "does not classify texts"),
+        ("config.json", {"quantization_config": {"bits": 8}}, "quantization_config must be absent"),
+        ("config.json", {"id2label": {"0": 1, "1": 2}}, "a name that is no string"),
+        ("config.json", {"id2label": {"0": "a", "1": "a"}}, "two labels of one name"),
+        ("config.json", {"id2label": ["a", "b"]}, "id2label does not map"),
+        ("config.json", {"hidden_size": None}, "a value that cannot be"),
+        ("config.json", {"num_attention_heads": 0}, "a value that cannot be"),
+        ("config.json", {"vocab_size": 10}, "shape of|ids beyond vocab_size"),
+        ("heed.json", {"max_tokens": 9999}, "max_tokens is not what the encoder reads: 9999"),
+        ("heed.json", {"problem_type": "foo"}, "different labels or problem types"),
+        ("heed.json", {"probes": [{"text": 1}]}, "not texts with logits"),
+        ("heed.json", {"calibration": {"temperature": 0}}, "temperature is not positive: 0"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(copy: Path, file: str, change: dict[str, Any], message: str) -> None:
+    fields = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(fields | change))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+def test_quantized_weights_are_refused(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    save_file(weights | {"classifier.weight": weights["classifier.weight"].to(torch.int8)}, copy / "model.safetensors")
+    with pytest.raises(BundleError, match="type of classifier.weight is not fp32, fp16 or bf16"):
         load_bundle(copy)
 
 

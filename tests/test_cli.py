@@ -41,6 +41,23 @@ def test_predict_answers_in_order_what_the_service_would(
     assert right > 2850
 
 
+def test_predict_never_touches_its_input_and_leaves_no_half_written_file(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    same = write_jsonl(rows(20))
+    assert main(["predict", str(bundle_folder), str(same), "--out", str(same)]) == 0
+    assert len(same.read_text().splitlines()) == 20
+    bad = write_jsonl([*rows(20), {"text": 1}], "bad")
+    assert main(["predict", str(bundle_folder), str(bad), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.jsonl", "data.jsonl"]
+
+
+def test_predict_reads_tables_and_pairs(bundle_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.csv").write_text("text,text_pair\na lovely film,and warm\n")
+    assert main(["predict", str(bundle_folder), str(tmp_path / "a.csv")]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"][0]["label"] == "positive"
+
+
 def test_train_reads_yaml_and_set_and_writes_a_bundle(
     write_jsonl: Callable[..., Path], tmp_path: Path, capsys: Capture
 ) -> None:

@@ -32,6 +32,8 @@ GOOD_ROW = '{"text": "fine", "label": "x"}\n'
         ('{"text": "a", "labels": ["x"]}', "a list of labels here and one above"),
         ('{"text": "a", "text_pair": 1, "label": "x"}', "text_pair is not a string: int"),
         ('{"text": "a\\ud800", "label": "x"}', "half a surrogate pair"),
+        ('{"text": "a", "text_pair": "\\ud800", "label": "x"}', "text_pair holds half a surrogate pair"),
+        ('{"text": "a", "label": "\\ud800"}', "label holds half a surrogate pair"),
         ("[" * 100_000, "not JSON"),
     ],
 )
@@ -58,6 +60,12 @@ def test_csv_tsv_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
 def test_a_row_with_another_number_of_columns_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,x\nb,y,z\n")
     with pytest.raises(DataError, match="a.csv:3: number of columns"):
+        read_dataset(tmp_path / "a.csv")
+
+
+def test_a_quote_that_is_never_closed_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\na,x\n"b" c,y\n')
+    with pytest.raises(FileError, match="a.csv:3: "):
         read_dataset(tmp_path / "a.csv")
 
 

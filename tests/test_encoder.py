@@ -18,7 +18,14 @@ from transformers import (
 from model.batch import Batch, Layout, make_batch
 from model.bundle import load_encoder
 from model.encoder import Classifier, EncoderConfig
-from model.families import UnsupportedCheckpoint, dump_weights, load_weights, modernbert_defaults, read_config
+from model.families import (
+    UnsupportedCheckpoint,
+    dump_weights,
+    load_weights,
+    modernbert_defaults,
+    read_config,
+    write_config,
+)
 from model.tokens import Row
 
 LAYOUTS: list[Layout] = ["packed", "padded"]
@@ -192,6 +199,11 @@ def test_a_checkpoint_that_cannot_be_exact_is_refused_by_the_name_of_its_field(
 ) -> None:
     with pytest.raises(UnsupportedCheckpoint, match=named):
         read_config(BertConfig().to_dict() | change)
+
+
+def test_a_config_that_the_family_cannot_say_is_not_written() -> None:
+    with pytest.raises(UnsupportedCheckpoint, match="cannot hold the configuration: bert"):
+        write_config(EncoderConfig(vocab_size=10, pooling="mean"))
 
 
 def test_a_missing_weight_is_named() -> None:

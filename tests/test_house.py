@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: who imports whom, no pickle, settings and metrics documented."""
+"""The rules of the house that a machine can hold: who imports whom, no pickle, files that can be read at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ OURS = {"model", "service", "training"}
 MAY_IMPORT = {
     "model": {"torch", "tokenizers", "safetensors", "numpy"},
     "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
-    "service": {"model", "torch", "pydantic", "pydantic_settings", "yaml", "prometheus_client", "starlette", "tqdm"},
+    "service": {
+        "model",
+        "torch",
+        "numpy",
+        "pydantic",
+        "pydantic_settings",
+        "yaml",
+        "prometheus_client",
+        "starlette",
+        "tqdm",
+    },
 }
 RAY_FILES = {"service/app.py", "service/launch.py"}
 NO_TORCH = ["settings", "schemas", "errors", "batching", "routes", "openapi", "metrics", "launch", "cli", "commands"]

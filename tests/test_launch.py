@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.haproxy import mend
-from service.launch import CannotServe, check_address, reason, run_folder
+from service.launch import CannotServe, check_address, gpu_share, reason, run_folder
 
 TEMPLATE = """global
     log 127.0.0.1:514 local0
@@ -27,6 +27,7 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind 127.0.0.1:8000
+    option httplog
 backend default_backend
     http-request return status 404 content-type text/plain string "no"
 backend app
@@ -47,6 +48,7 @@ def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None
     assert "backup" not in text
     assert "errorfile 503 /ours" in text
     assert "status 404" not in text
+    assert "bind 127.0.0.1:8000\n    http-request del-header x-request-timeout-seconds\n" in text
     assert "server replica 127.0.0.1:30000 check" in text
 
 
@@ -62,6 +64,13 @@ def test_the_template_of_the_installed_ray_still_has_what_is_mended() -> None:
     template = Path(haproxy_templates.__file__).read_text()
     for expected in ("frontend prometheus", "listen stats", "idle-close-on-response", " backup", "return status 404"):
         assert expected in template
+
+
+@pytest.mark.parametrize(("replicas", "gpus", "fits"), [(1, 0, 0), (1, 4, 1), (3, 2, 2), (7, 1, 7), (12, 8, 2)])
+def test_replicas_share_gpus_so_that_all_find_a_place(replicas: int, gpus: int, fits: int) -> None:
+    share = gpu_share(replicas, gpus)
+    assert share <= 1
+    assert fits * share <= 1 < (fits + 1) * share + 1e-3 or share == 0
 
 
 def test_a_taken_address_is_named_before_anything_starts() -> None:

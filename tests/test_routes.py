@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from starlette.requests import Request
 
 from model.scores import probabilities
@@ -125,6 +126,10 @@ def test_pairs_are_read_together(ask: Ask) -> None:
         ({"texts": ["a"] * 51}, 422, "invalid_request", "at most 50 items"),
         ({"texts": ["a" * 100_000]}, 422, "invalid_request", "at most 20000 characters"),
         ({"texts": ["a"], "top_k": 0}, 422, "invalid_request", "top_k"),
+        ({"texts": ["a"], "top_k": "2"}, 422, "invalid_request", "top_k"),
+        ({"texts": ["a"], "raw_scores": "yes"}, 422, "invalid_request", "raw_scores"),
+        ({"texts": ["a"], "explain": True}, 422, "invalid_request", "explain"),
+        ({str(n): n for n in range(10_000)}, 422, "invalid_request", "there is no such field"),
         ({"texts": ["a"], "on_long": "window"}, 422, "invalid_request", "on_long"),
         ({"texts": ["a"], "timeout_ms": -1}, 422, "invalid_request", "timeout_ms"),
         ({"texts": ["a"], "colour": 1}, 422, "invalid_request", "there are: texts, pairs, model"),
@@ -252,3 +257,40 @@ def test_many_texts_at_once_score_as_each_does_alone(service: Service, ask: Ask)
         [alone] = ask("/v1/classify", {"texts": [text], "raw_scores": True}).json()["results"]
         for a, b in zip(alone["labels"], result["labels"], strict=True):
             assert a["score"] == pytest.approx(b["score"], abs=1e-4)
+
+
+def test_a_full_queue_is_a_429_with_a_time_to_come_back(bundle_folder: Path) -> None:
+    answers = asyncio.run(flood(bundle_folder, {"max_queue_tokens": 40, "max_batch_tokens": 20}))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert int(refused[0].headers["retry-after"]) >= 1
+    assert refused[0].json()["error"]["code"] == "overloaded"
+    assert {answer.status_code for answer in answers} == {200, 429}
+
+
+async def flood(folder: Path, limits: dict[str, Any]) -> list[httpx.Response]:
+    """Fifty requests at once, to a service of its own."""
+    settings = Settings(**limits)
+    service = Service(Models([Spec("mood", folder)], settings), settings)
+    app = service.asgi()
+    async with service.lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://h") as c:
+        return await asyncio.gather(*(c.post("/v1/classify", json={"texts": ["a film"]}) for _ in range(50)))
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_that_text_and_not_null(bundle_folder: Path) -> None:
+    settings = Settings()
+    models = Models([Spec("mood", bundle_folder)], settings)
+    model = models.find(None)
+    with torch.no_grad():
+        model.predictor.bundle.classifier.head.out.bias.fill_(float("nan"))
+    service = Service(models, settings)
+    app = service.asgi()
+
+    async def ask_once() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            return await client.post("/v1/classify", json={"texts": ["a film"]})
+
+    assert asyncio.run(ask_once()).json()["results"] == [
+        {"error": {"code": "failed", "message": "the model failed on this text"}}
+    ]

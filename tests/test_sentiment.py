@@ -26,6 +26,12 @@ def test_it_tells_praise_from_blame(precision: str) -> None:
     assert best == ["positive", "negative"]
 
 
+def test_it_reads_quotes_digits_and_signs() -> None:
+    tokenizer = load_bundle(SENTIMENT).tokenizer
+    [row] = tokenizer.encode(['"great"! 98% of 2023 @ $5 <3 {hijack} 1976~'], 64)
+    assert tokenizer.token_id("[UNK]") not in row.ids
+
+
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs a copy of SST-2 in ../shared/data/sst2_glue")
 def test_its_card_states_its_accuracy_on_sst2() -> None:
     bundle = load_bundle(SENTIMENT)

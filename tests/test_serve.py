@@ -25,10 +25,12 @@ from model.bundle import load_bundle
 from model.device import choose_device
 from service.guard import processes_of
 from service.launch import free_port
-from service.predictor import Predictor
+from service.predictor import Predictor, Scored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from service.errors import ServiceError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STOP_S = 60
@@ -102,6 +104,12 @@ def test_it_answers_and_listens_on_the_loopback_interface_only(server: Server) -
     assert {address for address, _ in found} <= LOOPBACK
 
 
+def only(answers: list[Scored | ServiceError]) -> list[float]:
+    [scored] = answers
+    assert isinstance(scored, Scored)
+    return scored.logits
+
+
 def test_two_thousand_concurrent_requests_each_get_the_answer_of_their_text_alone(
     bundle_folder: Path, server: Server
 ) -> None:
@@ -109,7 +117,7 @@ def test_two_thousand_concurrent_requests_each_get_the_answer_of_their_text_alon
     texts = [" ".join(rng.choices(FILLER + GOOD, k=rng.choice([1, 3, 8, 20, 60]))) for _ in range(2000)]
     bundle = load_bundle(bundle_folder)
     predictor = Predictor(bundle, choose_device("cpu"))
-    alone = [predictor(bundle.tokenizer.encode([text], bundle.max_tokens))[0].logits for text in texts]
+    alone = [only(predictor(bundle.tokenizer.encode([text], bundle.max_tokens))) for text in texts]
     tolerance = {"bf16": 0.05, "fp32": 1e-5}[predictor.precision]  # as the README states it
 
     async def ask(session: aiohttp.ClientSession, text: str) -> Any:

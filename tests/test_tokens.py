@@ -86,3 +86,18 @@ def test_a_shrunk_tokenizer_reads_frequent_words_as_before_and_spells_the_rest()
 def test_only_wordpiece_can_be_shrunk() -> None:
     with pytest.raises(ValueError, match="BPE"):
         shrink_tokenizer(learn_tokenizer(TEXTS, "bpe", 300), TEXTS, 280)
+
+
+def test_a_shrunk_tokenizer_spells_every_printable_character_also_inside_words() -> None:
+    printable = [chr(i) for i in range(33, 127)]
+    tokenizer = learn_tokenizer(TEXTS + [f"{c} a{c} 1{c}" for c in printable], "wordpiece", 1000)
+    smaller, _ = shrink_tokenizer(tokenizer, ["the film was good"], tokenizer.vocab_size - 5)
+    unknown = smaller.token_id("[UNK]")
+    for text in printable + [f"a{c}" for c in printable] + ["2023", 'a "great" 98%']:
+        assert unknown not in smaller.encode([text], 64)[0].ids, text
+
+
+def test_a_vocabulary_too_small_for_what_must_stay_is_refused() -> None:
+    tokenizer = learn_tokenizer(TEXTS, "wordpiece", 400)
+    with pytest.raises(ValueError, match="characters that must stay: 20"):
+        shrink_tokenizer(tokenizer, TEXTS, 20)

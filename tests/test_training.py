@@ -80,6 +80,10 @@ def test_resuming_with_other_settings_is_refused(
     other = dataclasses.replace(TINY, lr=0.1)
     with pytest.raises(ValueError, match="another value of: config"):
         train(other, data, None, None, tmp_path / "b", device=CPU, resume=True)
+    swap = {"positive": "negative", "negative": "positive"}
+    flipped = read_dataset(write_jsonl([{**row, "label": swap[str(row["label"])]} for row in rows(300)], "flipped"))
+    with pytest.raises(ValueError, match="another value of: training data, dev data"):
+        train(TINY, flipped, None, None, tmp_path / "b", device=CPU, resume=True)
     with pytest.raises(ValueError, match="no checkpoint to resume"):
         train(TINY, data, None, None, tmp_path / "elsewhere", device=CPU, resume=True)
 
@@ -151,6 +155,12 @@ def test_a_dev_label_that_was_never_trained_on_is_refused(write_jsonl: Callable[
         train(TINY, data, dev, None, tmp_path / "b", device=CPU)
 
 
+def test_a_run_that_diverges_stops_and_says_so(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    wild = dataclasses.replace(TINY, lr=1e30)
+    with pytest.raises(ValueError, match="the loss is no number at step .* lower than: 1e"):
+        train(wild, read_dataset(write_jsonl(rows(300))), None, None, tmp_path / "b", device=CPU)
+
+
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     scale = [lr_scale(step, 100, warmup=0.1) for step in range(100)]
     assert scale[0] < 0.1
@@ -161,7 +171,15 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"epochs": 0}, "epochs"), ({"warmup": 1.0}, "warmup"), ({"batch_tokens": 8}, "batch_tokens")],
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"layers": 0}, "layers"),
+        ({"dropout": 2.0}, "dropout"),
+        ({"max_tokens": 1}, "max_tokens"),
+        ({"epochs": 0}, "epochs"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"batch_tokens": 8}, "batch_tokens"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,9 @@ SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings 
     "feed_forward": 1024,
 }
 SCRATCH_ONLY = ("family", "tokenizer", "width", "heads", "feed_forward")  # an encoder brings its own
+
+
+MIN_TOKENS = 8  # special tokens, and a word of each text of a pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,18 @@ class TrainConfig:
         for name in ("max_tokens", "epochs", "batch_rows", "batch_tokens", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is not at least 1: {getattr(self, name)}")
+        for name in ("vocab_size", "layers", "width", "heads", "feed_forward", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is not a positive number: {value}")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
+        if self.max_tokens < MIN_TOKENS:
+            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.max_tokens}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is not in [0, 1): {self.warmup}")
         if self.batch_tokens < self.max_tokens:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from model.batch import plan_passes
-from model.records import read_records
+from model.records import check_unicode, read_records
 from model.scores import MULTI, SINGLE
 
 if TYPE_CHECKING:
@@ -169,12 +169,15 @@ def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
     pair = fields.get("text_pair")
     if pair is not None and not isinstance(pair, str):
         raise ValueError(f"text_pair is not a string: {type(pair).__name__}")
+    check_unicode("text_pair", pair or "")
     whole: Text = text if pair is None else (text, pair)
     if fields.get("labels") is not None and columns.label not in fields:
         labels = fields["labels"]
         labels = [part for part in labels.split("|") if part] if isinstance(labels, str) else labels
         if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
             raise ValueError("labels is not a list of strings")
+        for label in labels:
+            check_unicode("labels", label)
         return Example(whole, tuple(dict.fromkeys(labels))), True
     return Example(whole, (_string(fields, columns.label),)), False
 
@@ -189,8 +192,5 @@ def _string(fields: dict[str, Any], name: str) -> str:
         raise ValueError(f"{name} is not a string: {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half a surrogate pair, which is no Unicode text") from None
+    check_unicode(name, value)
     return value

@@ -172,7 +172,7 @@ def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
 
 
 def evaluate(bundle: Bundle, dataset: Dataset, on_pass: Callable[[int], object] | None = None) -> Evaluation:
-    """Figures of a bundle on labelled data, with the scores that it would serve.
+    """Figures of a bundle on labelled data, in fp32 with its calibration.
 
     Raises DataError where the data's labels are not the bundle's.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import Tokenizer as RawTokenizer
@@ -84,37 +84,46 @@ def _bpe(texts: Sequence[str], vocab_size: int) -> RawTokenizer:
 def shrink_tokenizer(tokenizer: Tokenizer, texts: Sequence[Text], vocab_size: int) -> tuple[Tokenizer, Tensor]:
     """Keep the vocab_size pieces of a WordPiece tokenizer that the texts use most.
 
-    Special tokens and single characters stay, so that any word can still be spelt; then pieces by how
-    often the texts use them, then by their old id. Returns the tokenizer and the old ids (vocab_size,)
-    of the pieces it kept: the rows of the embedding to keep. Raises ValueError for other tokenizers.
+    Special tokens stay, and ASCII characters and single characters of the texts, inside words too, so that
+    any such word can still be spelt; then pieces by how often the texts use them, then by their old id.
+    Returns the tokenizer and the old ids (vocab_size,) of the pieces it kept: the rows of the embedding to
+    keep. Raises ValueError for other tokenizers, and where vocab_size does not hold what must stay.
     """
     spec = json.loads(tokenizer.to_json())
     if spec["model"]["type"] != "WordPiece":
         raise ValueError(f"vocab_size can shrink only a WordPiece tokenizer: {spec['model']['type']}")
     vocab: dict[str, int] = spec["model"]["vocab"]
     special = {token["content"] for token in spec["added_tokens"]}
+    if not special <= vocab.keys():
+        raise ValueError("vocab_size can shrink only a tokenizer whose special tokens are in its vocabulary")
     used = Counter(i for row in tokenizer.encode(texts, 1 << 30) for i in row.ids)
 
-    def worth(piece: str) -> tuple[bool, bool, int, int]:
-        single = len(piece.removeprefix("##")) == 1 and vocab[piece] in used
-        return piece in special, single, used[vocab[piece]], -vocab[piece]
+    def must_stay(piece: str) -> bool:
+        letter = piece.removeprefix("##")
+        return piece in special or (len(letter) == 1 and (letter.isascii() or vocab[piece] in used))
 
-    kept = sorted(sorted(vocab, key=worth, reverse=True)[:vocab_size], key=vocab.__getitem__)
+    needed = sum(map(must_stay, vocab))
+    if vocab_size < needed:
+        raise ValueError(f"vocab_size does not hold the {needed} characters that must stay: {vocab_size}")
+    by_worth = sorted(vocab, key=lambda piece: (must_stay(piece), used[vocab[piece]], -vocab[piece]), reverse=True)
+    kept = sorted(by_worth[:vocab_size], key=vocab.__getitem__)
     new_id = {piece: i for i, piece in enumerate(kept)}
     spec["model"]["vocab"] = new_id
     for token in spec["added_tokens"]:
         token["id"] = new_id[token["content"]]
-    _renumber(spec["post_processor"], new_id)
+    _renumber(spec["post_processor"] or {}, new_id)
     return Tokenizer(json.dumps(spec)), torch.tensor([vocab[piece] for piece in kept])
 
 
-def _renumber(post_processor: dict[str, object], new_id: dict[str, int]) -> None:
+def _renumber(post_processor: dict[str, Any], new_id: dict[str, int]) -> None:
     """Give the special tokens of a post-processor their new ids."""
+    for part in post_processor.get("processors", []):  # Sequence
+        _renumber(part, new_id)
     for name in ("sep", "cls"):  # BertProcessing: ["[SEP]", 102]
         if name in post_processor:
-            token = post_processor[name][0]  # type: ignore[index]
+            token = post_processor[name][0]
             post_processor[name] = [token, new_id[token]]
-    for token, entry in post_processor.get("special_tokens", {}).items():  # type: ignore[attr-defined]
+    for token, entry in post_processor.get("special_tokens", {}).items():  # TemplateProcessing
         entry["ids"] = [new_id[token]]
 
 

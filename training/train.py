@@ -6,12 +6,14 @@ Before it: build.py (settings, network, tokenizer). After it: finish.py (calibra
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import math
 import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from model.batch import make_batch
+from model.bundle import content_hash
 from model.device import has_native_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
@@ -50,7 +53,7 @@ CHECKPOINT_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works on; `peak` is the highest learning rate."""
+    """What the loop works on; `peak` is the highest learning rate, `start` the hash of the encoder of --init."""
 
     config: TrainConfig
     classifier: Classifier
@@ -60,6 +63,7 @@ class Run:
     dev: Dataset
     device: torch.device
     peak: float
+    start: str | None
 
     @property
     def problem_type(self) -> ProblemType:
@@ -121,7 +125,8 @@ def train(
     torch.manual_seed(config.seed)
     classifier, tokenizer = build(config, train_set, len(labels), init)
     peak = config.lr or (1e-4 if init else 5e-4)
-    run = Run(config, classifier.to(device), tokenizer, labels, train_set, dev_set, device, peak)
+    start = content_hash(init) if init else None
+    run = Run(config, classifier.to(device), tokenizer, labels, train_set, dev_set, device, peak, start)
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
@@ -130,7 +135,7 @@ def train(
     made_by = {
         "heed": importlib.metadata.version("heed"),
         "command": command,
-        "init": init.resolve().name if init else None,
+        "init": {"folder": init.resolve().name, "version": start} if init else None,
         "config": dataclasses.asdict(config),
         "seconds": round(time.monotonic() - started),
         "data": {
@@ -158,7 +163,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     total_steps = sum(map(len, plans))
     optimizer = make_optimizer(model, config)
     at, best = Progress(), None
-    identity = {"config": dataclasses.asdict(config), "data": run.train.sha256, "rows": len(rows)}
+    identity = identity_of(run, rows, dev_rows)
     if resume:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
 
@@ -171,6 +176,8 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
             with run.autocast():
                 logits = model(batch.to(run.device))
             loss = loss_of(logits, truth[indices], config.label_smoothing)
+            if not math.isfinite(loss.item()):
+                raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {run.peak}")
             loss.backward()
             clip_grad_norm_(model.parameters(), config.max_grad_norm)
             set_lr(optimizer, run.peak * lr_scale(at.step, total_steps, config.warmup))
@@ -195,6 +202,23 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     if best is not None:
         model.load_state_dict(best)
     return at.history
+
+
+def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any]:
+    """What must be equal for a run to be the continuation of another: settings, rows as encoded, labels, start."""
+
+    def digest(part: list[Row], dataset: Dataset) -> str:
+        content = repr([row.ids for row in part]).encode() + targets(dataset, run.labels).tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+    return {
+        "config": dataclasses.asdict(run.config),
+        "labels": run.labels,
+        "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
+        "training data": digest(rows, run.train),
+        "dev data": digest(dev_rows, run.dev),
+        "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
+    }
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
