@@ -18,6 +18,7 @@ MAY_IMPORT = {
         "torch",
         "numpy",
         "pydantic",
+        "pydantic_core",
         "pydantic_settings",
         "yaml",
         "prometheus_client",
