@@ -15,25 +15,33 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from model.encoder import Classifier
 from model.families import (
-    ARCHITECTURES,
     UnsupportedCheckpoint,
     dump_weights,
     load_weights,
     read_config,
     write_config,
 )
+from model.folder import (
+    check_task,
+    check_tokenizer,
+    label_names,
+    read_json,
+    read_weights,
+    token_limit,
+    tokenizer_settings,
+)
 from model.forward import forward_rows
+from model.manifest import BundleError, Manifest
 from model.scores import MULTI, SINGLE, Calibration, ProblemType
 from model.tokens import Tokenizer, tokenizer_config
 
@@ -43,7 +51,6 @@ if TYPE_CHECKING:
 
     from model.encoder import EncoderConfig
 
-FORMAT = 1  # of heed.json; a reader refuses a higher one
 HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -56,46 +63,6 @@ PROBES = (
     "CALL NOW 0800-555 to claim £1,000 🎉",
 )
 PROBE_TOLERANCE = 1e-3  # fp32 logits, between processors
-
-
-class BundleError(ValueError):
-    """A folder that is not a bundle, or not one that can be trusted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """heed.json."""
-
-    name: str
-    version: str  # content hash of config, weights and tokenizer
-    created: str  # ISO 8601, UTC
-    labels: list[str]  # position is the label id, pinned for good
-    problem_type: ProblemType
-    max_tokens: int  # longest row that it reads, special tokens included
-    calibration: Calibration = field(default_factory=Calibration)
-    made_by: dict[str, Any] = field(default_factory=dict)  # Heed's version, settings, data files with hashes
-    metrics: dict[str, Any] = field(default_factory=dict)  # of held-out data, each with its n
-    probes: list[dict[str, Any]] = field(default_factory=list)  # {"text", "logits"}
-    reference: dict[str, Any] = field(default_factory=dict)  # statistics of held-out data, for drift
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """The text of heed.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Raises BundleError naming what is missing or of a newer format."""
-        try:
-            fields = json.loads(text)
-            if fields["format"] > FORMAT:
-                raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {fields['format']}")
-            calibration = dict(fields.pop("calibration"))
-            if calibration.get("thresholds") is not None:
-                calibration["thresholds"] = tuple(calibration["thresholds"])
-            return cls(**fields, calibration=Calibration(**calibration))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +86,14 @@ def load_bundle(folder: Path) -> Bundle:
     Raises BundleError naming the file and what is wrong with it, also where the bundle's probe texts do
     not give the logits that they gave when it was made.
     """
-    theirs = _read_json(folder / "config.json")
-    labels = _labels(theirs)
+    theirs = read_json(folder / "config.json")
+    labels = label_names(theirs)
     try:
         check_task(theirs)
         classifier = Classifier(read_config(theirs), num_labels=len(labels))
-        load_weights(classifier, _read_weights(folder))
+        load_weights(classifier, read_weights(folder))
         tokenizer = Tokenizer.from_folder(folder)
-        check_tokenizer(tokenizer, classifier.config, _tokenizer_settings(folder))
+        check_tokenizer(tokenizer, classifier.config, tokenizer_settings(folder))
     except ValueError as error:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
@@ -137,7 +104,7 @@ def load_bundle(folder: Path) -> Bundle:
         version=content_hash(folder),
         labels=labels,
         problem_type=MULTI if theirs.get("problem_type") == MULTI else SINGLE,
-        max_tokens=manifest.max_tokens if manifest else _max_tokens(classifier.config, folder),
+        max_tokens=manifest.max_tokens if manifest else token_limit(classifier.config, folder),
         calibration=manifest.calibration if manifest else Calibration(),
         classifier=classifier,
         tokenizer=tokenizer,
@@ -214,7 +181,7 @@ def load_encoder(
     `layers` keeps only the first layers. Raises BundleError as load_bundle does.
     """
     try:
-        config = read_config(_read_json(folder / "config.json"))
+        config = read_config(read_json(folder / "config.json"))
         if layers is not None:
             if not 0 < layers <= config.layers:
                 raise BundleError(f"layers is not in 1..{config.layers}, what the encoder has: {layers}")
@@ -222,42 +189,10 @@ def load_encoder(
                 config, layers=layers, local_layers=tuple(i for i in config.local_layers if i < layers)
             )
         tokenizer = Tokenizer.from_folder(folder)
-        check_tokenizer(tokenizer, config, _tokenizer_settings(folder))
-        return config, _read_weights(folder), tokenizer
+        check_tokenizer(tokenizer, config, tokenizer_settings(folder))
+        return config, read_weights(folder), tokenizer
     except UnsupportedCheckpoint as error:
         raise BundleError(f"{error} ({folder})") from None
-
-
-def check_task(theirs: Mapping[str, Any]) -> None:
-    """Raise UnsupportedCheckpoint for a checkpoint that does something else than classify texts."""
-    problem = theirs.get("problem_type")
-    if problem not in (None, SINGLE, MULTI):
-        raise UnsupportedCheckpoint(f"config.json: problem_type is not one of {SINGLE}, {MULTI}: {problem}")
-    for architecture in theirs.get("architectures") or []:
-        if architecture != ARCHITECTURES.get(theirs.get("model_type", ""), architecture):
-            raise UnsupportedCheckpoint(f"config.json: the architecture does not classify texts: {architecture}")
-
-
-def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mapping[str, Any]) -> None:
-    """Raise UnsupportedCheckpoint for a tokenizer that would give the encoder ids which it cannot take.
-
-    settings is tokenizer_config.json, whose word transformers takes over that of tokenizer.json.
-    """
-    if tokenizer.highest_id >= config.vocab_size:
-        limit = config.vocab_size
-        raise UnsupportedCheckpoint(f"tokenizer.json has ids beyond vocab_size={limit}: {tokenizer.highest_id}")
-    empty, pair = tokenizer.encode([" ", ("a", "b")], config.max_tokens)
-    if not empty.ids:
-        raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
-    if config.token_types == 1 and pair.types:
-        raise UnsupportedCheckpoint("tokenizer.json marks the second text of a pair, with type_vocab_size=1")
-    normalizer = tokenizer.normalizer
-    for name, field_name in (("do_lower_case", "lowercase"), ("strip_accents", "strip_accents")):
-        given = settings.get(name)
-        if given is not None and normalizer.get("type") == "BertNormalizer" and given != normalizer[field_name]:
-            if name == "strip_accents" and normalizer[field_name] is None and given == normalizer["lowercase"]:
-                continue  # null means: as lowercase
-            raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in {name}: {given}")
 
 
 def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
@@ -285,23 +220,11 @@ def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
 
 def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[str, Any]]:
     """Probe texts with the logits of the weights as they were stored."""
-    theirs = _read_json(folder / "config.json")
-    stored = Classifier(read_config(theirs), num_labels=len(_labels(theirs)))
-    load_weights(stored, _read_weights(folder))
+    theirs = read_json(folder / "config.json")
+    stored = Classifier(read_config(theirs), num_labels=len(label_names(theirs)))
+    load_weights(stored, read_weights(folder))
     logits = forward_rows(stored, tokenizer.encode(PROBES, max_tokens))
     return [{"text": text, "logits": row} for text, row in zip(PROBES, logits.tolist(), strict=True)]
-
-
-def _labels(theirs: Mapping[str, Any]) -> list[str]:
-    """Label names by id, from id2label; without it the two that transformers then assumes."""
-    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    ids = [str(i) for i in range(len(names))]
-    if not isinstance(names, dict) or set(names) != set(ids):
-        raise BundleError("config.json: id2label does not map the ids from 0 on to names")
-    labels = [names[i] for i in ids]
-    if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
-        raise BundleError("config.json: id2label has two labels of one name, or a name that is no string")
-    return labels
 
 
 def _label_fields(manifest: Manifest) -> dict[str, Any]:
@@ -316,45 +239,6 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """Ids that transformers would else take from the family's own vocabulary."""
     cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
     return {"cls_token_id": cls, "bos_token_id": cls, "sep_token_id": sep, "eos_token_id": sep}
-
-
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, empty where there is none."""
-    file = folder / "tokenizer_config.json"
-    return _read_json(file) if file.exists() else {}
-
-
-def _max_tokens(config: EncoderConfig, folder: Path) -> int:
-    """What a checkpoint without heed.json reads: as its tokenizer says, at most what its encoder has."""
-    length = _tokenizer_settings(folder).get("model_max_length") or config.max_tokens
-    if not isinstance(length, int | float) or length <= 2:
-        raise BundleError(f"tokenizer_config.json: model_max_length is no number of tokens: {length} ({folder})")
-    return int(min(length, config.max_tokens))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"no {file.name} in the folder: {file.parent}") from None
-    except ValueError as error:
-        raise BundleError(f"not JSON ({error}): {file}") from None
-    if not isinstance(value, dict):
-        raise BundleError(f"not a JSON object: {file}")
-    return value
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    file = folder / "model.safetensors"
-    if not file.exists():
-        raise BundleError(f"no model.safetensors in the folder (pickled weights are never read): {folder}")
-    try:
-        with file.open("rb"):  # safetensors says "not found" of a file that it may not read
-            return load_file(file)
-    except OSError as error:
-        raise BundleError(f"cannot read the weights ({error.strerror}): {file}") from None
-    except SafetensorError as error:
-        raise BundleError(f"not a safetensors file ({error}): {file}") from None
 
 
 def _write(file: Path, text: str) -> None:

@@ -11,8 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from model.bundle import BundleError, load_bundle
+from model.bundle import load_bundle
 from model.device import choose_device
+from model.manifest import BundleError
 from service import metrics
 from service.batching import Batcher
 from service.errors import NoSuchModel

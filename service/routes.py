@@ -9,12 +9,10 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -22,15 +20,11 @@ from starlette.staticfiles import StaticFiles
 from service import metrics
 from service.batching import Answer
 from service.errors import (
-    BodyTooLarge,
-    DeadlineExceeded,
-    MethodNotAllowed,
-    NoSuchRoute,
     NotReady,
     ServiceError,
     TooManyTokens,
-    where,
 )
+from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
     ClassifyResponse,
@@ -46,6 +40,8 @@ from service.schemas import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from starlette.requests import Request
+
     from model.tokens import Row
     from service.models import Models, ServedModel
     from service.predictor import Scored
@@ -58,8 +54,6 @@ log = logging.getLogger("heed")
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
 GAUGES_EVERY_S = 0.5
-MAX_REQUEST_ID = 128
-MAX_DIGITS = 18  # of a Content-Length
 
 
 class Service:
@@ -207,51 +201,6 @@ class Service:
         )
 
 
-def counted(route: str, handler: Handler) -> Handler:
-    """The handler, with its errors as answers and its outcome in the metrics."""
-
-    async def answer(http: Request) -> Response:
-        started = time.perf_counter()
-        try:
-            response = await handler(http)
-        except ServiceError as error:
-            response = refusal(error)
-        except ClientDisconnect:
-            response = Response(status_code=499)  # nobody reads it
-        except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
-            log.error("%s failed: %s", route, where(error))
-            response = refusal(ServiceError())
-        metrics.REQUESTS.labels(route, str(response.status_code)).inc()
-        metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
-        return response
-
-    return answer
-
-
-async def read_body(http: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is seen to be over the limit. Raises BodyTooLarge."""
-    length = http.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
-        raise BodyTooLarge(limit)
-    chunks, size = [], 0
-    async for chunk in http.stream():
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge(limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-@contextlib.asynccontextmanager
-async def deadline(timeout_ms: int) -> AsyncIterator[None]:
-    """Leave with DeadlineExceeded after so long; what still waits is dropped by the batcher."""
-    try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(timeout_ms) from None
-
-
 async def answer_rows(model: ServedModel, rows: Sequence[Row], request: ClassifyRequest) -> list[Answer[Scored]]:
     """An answer per row; with on_long=error, a row that was cut is refused alone."""
     refused = {i for i, row in enumerate(rows) if row.truncated and request.on_long == "error"}
@@ -291,32 +240,3 @@ def observe(model: ServedModel, rows: Sequence[Row], answers: Sequence[Answer[Sc
         best = max(range(len(scores)), key=scores.__getitem__)
         metrics.PREDICTIONS.labels(model.name, model.bundle.labels[best]).inc()
         metrics.CONFIDENCE.labels(model.name).observe(scores[best])
-
-
-def request_id(http: Request) -> str:
-    """The X-Request-Id of the caller, or of the ingress, where it is short and printable; else a new one.
-
-    Ray puts the header on the answer.
-    """
-    given = http.headers.get("x-request-id", "")
-    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
-
-
-def refusal(error: ServiceError) -> Response:
-    """The answer of an error."""
-    metrics.REFUSED.labels(error.code).inc()
-    return JSONResponse(error.body(), error.status, error.headers)
-
-
-async def not_a_route(http: Request, error: HTTPException) -> Response:
-    """404 and 405 in the shape of all errors."""
-    if error.status_code == 405:
-        return refusal(MethodNotAllowed((error.headers or {}).get("Allow", "")))
-    return refusal(NoSuchRoute())
-
-
-def as_json(model: Health | ModelList, status: int = 200) -> Response:
-    """A schema as an answer."""
-    return Response(model.model_dump_json(), status, media_type="application/json")

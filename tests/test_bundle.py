@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.bundle import BundleError, Manifest, load_bundle, save_bundle
+from model.bundle import load_bundle, save_bundle
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
 from model.forward import forward_rows
+from model.manifest import BundleError, Manifest
 from model.scores import SINGLE
 from training.tokenizer import learn_tokenizer
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.bundle import Manifest
+    from model.manifest import Manifest
     from training.checkpoint import Progress
     from training.evaluate import Evaluation, Interval
     from training.train import Run

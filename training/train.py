@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from model.bundle import Manifest
     from model.encoder import Classifier
+    from model.manifest import Manifest
     from model.scores import Array, ProblemType
     from model.tokens import Row, Tokenizer
     from training.build import TrainConfig

@@ -1,0 +1,112 @@
+"""The files of a Hugging Face checkpoint: read, and refused where this encoder would not give its logits.
+
+Names of weights and settings are in model/families.py; what a bundle adds is in model/manifest.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from model.families import ARCHITECTURES, UnsupportedCheckpoint
+from model.manifest import BundleError
+from model.scores import MULTI, SINGLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from model.encoder import EncoderConfig
+    from model.tokens import Tokenizer
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises BundleError where the file is missing or holds something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"no {file.name} in the folder: {file.parent}") from None
+    except ValueError as error:
+        raise BundleError(f"not JSON ({error}): {file}") from None
+    if not isinstance(value, dict):
+        raise BundleError(f"not a JSON object: {file}")
+    return value
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """FOLDER/model.safetensors. Raises BundleError where there is none, or it cannot be read."""
+    file = folder / "model.safetensors"
+    if not file.exists():
+        raise BundleError(f"no model.safetensors in the folder (pickled weights are never read): {folder}")
+    try:
+        with file.open("rb"):  # safetensors says "not found" of a file that it may not read
+            return load_file(file)
+    except OSError as error:
+        raise BundleError(f"cannot read the weights ({error.strerror}): {file}") from None
+    except SafetensorError as error:
+        raise BundleError(f"not a safetensors file ({error}): {file}") from None
+
+
+def label_names(theirs: Mapping[str, Any]) -> list[str]:
+    """Label names by id, from id2label; without it the two that transformers then assumes."""
+    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    ids = [str(i) for i in range(len(names))]
+    if not isinstance(names, dict) or set(names) != set(ids):
+        raise BundleError("config.json: id2label does not map the ids from 0 on to names")
+    labels = [names[i] for i in ids]
+    if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
+        raise BundleError("config.json: id2label has two labels of one name, or a name that is no string")
+    return labels
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty where there is none."""
+    file = folder / "tokenizer_config.json"
+    return read_json(file) if file.exists() else {}
+
+
+def token_limit(config: EncoderConfig, folder: Path) -> int:
+    """What a checkpoint without heed.json reads: as its tokenizer says, at most what its encoder has."""
+    length = tokenizer_settings(folder).get("model_max_length") or config.max_tokens
+    if not isinstance(length, int | float) or length <= 2:
+        raise BundleError(f"tokenizer_config.json: model_max_length is no number of tokens: {length} ({folder})")
+    return int(min(length, config.max_tokens))
+
+
+def check_task(theirs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedCheckpoint for a checkpoint that does something else than classify texts."""
+    problem = theirs.get("problem_type")
+    if problem not in (None, SINGLE, MULTI):
+        raise UnsupportedCheckpoint(f"config.json: problem_type is not one of {SINGLE}, {MULTI}: {problem}")
+    for architecture in theirs.get("architectures") or []:
+        if architecture != ARCHITECTURES.get(theirs.get("model_type", ""), architecture):
+            raise UnsupportedCheckpoint(f"config.json: the architecture does not classify texts: {architecture}")
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mapping[str, Any]) -> None:
+    """Raise UnsupportedCheckpoint for a tokenizer that would give the encoder ids which it cannot take.
+
+    settings is tokenizer_config.json, whose word transformers takes over that of tokenizer.json.
+    """
+    if tokenizer.highest_id >= config.vocab_size:
+        limit = config.vocab_size
+        raise UnsupportedCheckpoint(f"tokenizer.json has ids beyond vocab_size={limit}: {tokenizer.highest_id}")
+    empty, pair = tokenizer.encode([" ", ("a", "b")], config.max_tokens)
+    if not empty.ids:
+        raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
+    if config.token_types == 1 and pair.types:
+        raise UnsupportedCheckpoint("tokenizer.json marks the second text of a pair, with type_vocab_size=1")
+    normalizer = tokenizer.normalizer
+    if normalizer.get("type") != "BertNormalizer":
+        return
+    used = {"do_lower_case": normalizer["lowercase"], "strip_accents": normalizer["strip_accents"]}
+    if used["strip_accents"] is None:  # means: as lowercase
+        used["strip_accents"] = normalizer["lowercase"]
+    for name, value in used.items():
+        if settings.get(name) not in (None, value):
+            raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in {name}: {settings[name]}")

@@ -1,0 +1,52 @@
+"""heed.json: what a bundle says of itself beyond what transformers reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.scores import Calibration, ProblemType
+
+FORMAT = 1  # of heed.json; a reader refuses a higher one
+
+
+class BundleError(ValueError):
+    """A folder that is not a bundle, or not one that can be trusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """heed.json."""
+
+    name: str
+    version: str  # content hash of config, weights and tokenizer
+    created: str  # ISO 8601, UTC
+    labels: list[str]  # position is the label id, pinned for good
+    problem_type: ProblemType
+    max_tokens: int  # longest row that it reads, special tokens included
+    calibration: Calibration = field(default_factory=Calibration)
+    made_by: dict[str, Any] = field(default_factory=dict)  # Heed's version, settings, data files with hashes
+    metrics: dict[str, Any] = field(default_factory=dict)  # of held-out data, each with its n
+    probes: list[dict[str, Any]] = field(default_factory=list)  # {"text", "logits"}
+    reference: dict[str, Any] = field(default_factory=dict)  # statistics of held-out data, for drift
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of heed.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises BundleError naming what is missing or of a newer format."""
+        try:
+            fields = json.loads(text)
+            if fields["format"] > FORMAT:
+                raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {fields['format']}")
+            calibration = dict(fields.pop("calibration"))
+            if calibration.get("thresholds") is not None:
+                calibration["thresholds"] = tuple(calibration["thresholds"])
+            return cls(**fields, calibration=Calibration(**calibration))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
