@@ -107,7 +107,6 @@ class Batcher(Generic[Item, Result]):
         self.queue_tokens = 0  # waiting, not yet in a pass
         self._pass_since: float | None = None  # None while idle
         self.busy_s = 0.0  # in passes, since the start
-        self.failures_in_a_row = 0  # passes in which no item could be answered
 
     @property
     def queue_texts(self) -> int:
@@ -205,7 +204,6 @@ class Batcher(Generic[Item, Result]):
         if error is None:
             rate = tokens / max(forward_s, 1e-9)
             self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
-        self.failures_in_a_row = self.failures_in_a_row + 1 if all(isinstance(r, Failed) for r in results) else 0
         self._on_pass(
             PassFigures(
                 rows=len(chosen),

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from model.bundle import Bundle
     from model.tokens import Row, Text
+    from service.errors import ServiceError
     from service.settings import Settings, Spec
 
 log = logging.getLogger("heed")
 
-MAX_FAILURES = 3  # passes in a row without one answer: the device is broken, and Ray replaces the replica
 SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
 
 
@@ -37,14 +37,27 @@ class ServedModel:
     """One bundle that answers."""
 
     def __init__(self, name: str, bundle: Bundle, compute: ComputeThread, settings: Settings) -> None:
-        self.name, self.bundle = name, bundle
+        self.name, self.bundle, self._compute = name, bundle, compute
         self.predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
         self.batcher: Batcher[Row, Scored] = Batcher(
-            lambda rows: compute.run(self.predictor, rows),
+            self._run,
             max_batch_tokens=settings.max_batch_tokens or self.predictor.full_pass,
             max_queue_tokens=settings.max_queue_tokens,
             on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
         )
+
+        self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
+
+    async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
+        """One pass. Where it fails, a row that has worked before tells the texts' fault from the device's."""
+        try:
+            return await self._compute.run(self.predictor, rows)
+        except Exception:
+            try:
+                await self._compute.run(self.predictor, [self.predictor.known_row])
+            except Exception:  # noqa: S110: the first error is the one to tell
+                self.is_broken = True
+            raise
 
     def tokenize(self, texts: Sequence[Text]) -> list[Row]:
         """Rows that the model reads."""
@@ -103,16 +116,15 @@ class Models:
         self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
 
     def is_live(self, stuck_s: float) -> bool:
-        """Whether every loop turns, no pass has run for longer than stuck_s, and passes do not all fail."""
-        return all(not loop.done() for loop in self._loops) and all(
-            m.batcher.pass_s() < stuck_s and m.batcher.failures_in_a_row < MAX_FAILURES for m in self
-        )
+        """Whether every loop turns, no pass has run for longer than stuck_s, and the device answers."""
+        turning = all(not loop.done() for loop in self._loops)
+        return turning and all(m.batcher.pass_s() < stuck_s and not m.is_broken for m in self)
 
     async def drain(self) -> None:
         """Answer what was accepted, then stop the loops."""
         for model in self:
             model.batcher.drain()
-        await asyncio.gather(*self._loops)
+        await asyncio.gather(*self._loops, return_exceptions=True)
         self._compute.close()
         self._tokenizers.shutdown(wait=False)
 

@@ -220,21 +220,6 @@ def test_one_bad_text_among_many_costs_few_passes() -> None:
     with_batcher(test())
 
 
-def test_a_device_that_answers_nothing_is_noticed_and_one_that_recovers_forgiven() -> None:
-    async def test() -> None:
-        queue = batcher(Device())
-        loop = asyncio.create_task(queue.main_loop())
-        for n in range(3):
-            await queue.submit([Item(n, 5, poison=True)])
-        assert queue.failures_in_a_row == 3
-        await queue.submit([Item(9, 5)])
-        assert queue.failures_in_a_row == 0
-        queue.drain()
-        await loop
-
-    with_batcher(test())
-
-
 def test_a_device_that_returns_too_few_answers_strands_nobody() -> None:
     async def run(items: Sequence[Item]) -> list[int]:
         return []

@@ -27,7 +27,19 @@ MAY_IMPORT = {
     },
 }
 RAY_FILES = {"service/app.py", "service/launch.py"}
-NO_TORCH = ["settings", "schemas", "errors", "batching", "routes", "http", "openapi", "metrics", "launch", "cli", "commands"]
+NO_TORCH = [
+    "settings",
+    "schemas",
+    "errors",
+    "batching",
+    "routes",
+    "http",
+    "openapi",
+    "metrics",
+    "launch",
+    "cli",
+    "commands",
+]
 SCRIPTS = {"service/haproxy.py", "service/guard.py"}  # run by path, without site-packages
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in OURS for p in (ROOT / package).rglob("*.py"))
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from model.scores import probabilities
 from service.errors import BodyTooLarge
 from service.models import Models
+from service.predictor import Predictor
 from service.routes import Service
 from service.settings import Settings, Spec
 
@@ -294,3 +295,32 @@ def test_logits_that_are_no_numbers_are_an_error_of_that_text_and_not_null(bundl
     assert asyncio.run(ask_once()).json()["results"] == [
         {"error": {"code": "failed", "message": "the model failed on this text"}}
     ]
+
+
+@pytest.mark.parametrize(("breaks", "live"), [(lambda rows: len(rows[0].ids) > 60, 200), (lambda rows: True, 503)])
+def test_a_text_that_breaks_the_pass_leaves_the_replica_live_and_a_device_that_does_not(
+    bundle_folder: Path, breaks: Callable[[Any], bool], live: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings()
+    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
+    works = Predictor.__call__
+
+    def breaking(self: Predictor, rows: Any) -> Any:
+        if any(breaks([row]) for row in rows):
+            raise RuntimeError("device-side assert")
+        return works(self, rows)
+
+    monkeypatch.setattr(Predictor, "__call__", breaking)
+    app = service.asgi()
+
+    async def ask_both() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            answer = await client.post("/v1/classify", json={"texts": ["a film", "film " * 70]})
+            return answer, await client.get("/health/live")
+
+    answer, health = asyncio.run(ask_both())
+    first, second = answer.json()["results"]
+    assert second["error"]["code"] == "failed"
+    assert ("labels" in first) == (live == 200)
+    assert health.status_code == live
