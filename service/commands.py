@@ -55,7 +55,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="-",
         metavar="FILE",
-        help="rows with text (and text_pair): .jsonl, .csv, .tsv, or with .gz; - is JSONL on stdin",
+        help="rows with text (and text_pair): .jsonl, .csv, .tsv, or with .gz; - is stdin, as JSONL",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL to write; default: stdout")
     parser.add_argument("--top-k", type=int, metavar="N", help="labels per text; default: all")

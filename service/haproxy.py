@@ -1,6 +1,7 @@
 """What Ray starts in place of HAProxy: mend the configuration that Ray rendered, then become HAProxy.
 
-Run as a script, by path, without site-packages: HAPROXY_BINARY HOST ERROR_FILE [arguments of HAProxy].
+Run as a script, by path, without site-packages: HAPROXY_BINARY HOST FOLDER [arguments of HAProxy], where
+FOLDER holds the answer while no replica is up, and a file STOPPING once nothing is to start any more.
 Ray reloads HAProxy through the same command, so the mends stay. What they mend, in Ray 2.60's template:
   - ports 9101 and 8404 (metrics, statistics) listen on all interfaces and cannot be turned off
   - a log line per request, with its path
@@ -18,6 +19,8 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+STOPPING = "stopping"
+NO_REPLICA = "503.http"
 # Ray takes the first two from any client: a deadline with an answer of its own shape, and a leaver that
 # is not noticed. A request id that is not short and printable would be a 500 there.
 HEADERS = """    http-request del-header x-request-timeout-seconds
@@ -26,7 +29,7 @@ HEADERS = """    http-request del-header x-request-timeout-seconds
 """
 
 
-def mend(text: str, host: str, error_file: str) -> str:
+def mend(text: str, host: str, folder: str) -> str:
     """The configuration without the above, listening on `host`."""
     text = re.sub(r"(?ms)^frontend prometheus$.*?(?=^\S|\Z)", "", text)
     text = re.sub(r"(?ms)^listen stats$.*?(?=^\S|\Z)", "", text)
@@ -41,16 +44,18 @@ def mend(text: str, host: str, error_file: str) -> str:
         "timeout http-request 10s",
         "timeout server 3600s",
         "timeout queue 5s",
-        f"errorfile 503 {error_file}",
+        f"errorfile 503 {folder}/{NO_REPLICA}",
     ]
     return text.replace("    mode http\n", "".join(f"    {line}\n" for line in ours), 1)
 
 
 def main() -> None:
     """Mend the file after -f and replace this process by HAProxy."""
-    binary, host, error_file, *arguments = sys.argv[1:]
+    binary, host, folder, *arguments = sys.argv[1:]
+    if Path(folder, STOPPING).exists():
+        sys.exit("the service is stopping: HAProxy is not started again")
     config = Path(arguments[arguments.index("-f") + 1])
-    config.write_text(mend(config.read_text(), host, error_file))
+    config.write_text(mend(config.read_text(), host, folder))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # HAProxy outlives Ray by itself
     if os.getppid() == 1:
         sys.exit("the process that started HAProxy is gone")

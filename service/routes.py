@@ -183,7 +183,7 @@ class Service:
         async def docs(http: Request) -> Response:
             return HTMLResponse(DOCS_PAGE)
 
-        return Starlette(
+        app = Starlette(
             routes=[
                 route("/v1/classify", self.classify, "POST"),
                 route("/v1/models", self.list_models),
@@ -199,6 +199,8 @@ class Service:
             exception_handlers={HTTPException: not_a_route},  # type: ignore[dict-item]
             lifespan=self.lifespan,
         )
+        app.router.redirect_slashes = False  # a path that is not ours is a 404, and no Host of a caller is repeated
+        return app
 
 
 async def answer_rows(model: ServedModel, rows: Sequence[Row], request: ClassifyRequest) -> list[Answer[Scored]]:

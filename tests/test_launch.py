@@ -46,7 +46,7 @@ def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None
     assert "log " not in text
     assert "httplog" not in text
     assert "backup" not in text
-    assert "errorfile 503 /ours" in text
+    assert "errorfile 503 /ours/503.http" in text
     assert "status 404" not in text
     assert "bind 127.0.0.1:8000\n    http-request del-header x-request-timeout-seconds\n" in text
     assert "server replica 127.0.0.1:30000 check" in text

@@ -195,7 +195,8 @@ def test_a_version_can_be_asked_for(ask: Ask, bundle: Bundle) -> None:
 
 
 def test_unknown_routes_and_methods_answer_in_the_same_shape(ask: Ask) -> None:
-    assert ask("/nowhere").json()["error"]["code"] == "no_such_route"
+    for path in ("/nowhere", "/docs/", "/v1/classify/"):
+        assert ask(path).json()["error"]["code"] == "no_such_route"
     response = ask("/v1/classify")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 

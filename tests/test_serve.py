@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import re
 import signal
@@ -24,7 +25,7 @@ from samples import FILLER, GOOD
 from model.bundle import load_bundle
 from model.device import choose_device
 from service.guard import processes_of
-from service.launch import free_port
+from service.launch import free_port, haproxies
 from service.predictor import Predictor, Scored
 
 if TYPE_CHECKING:
@@ -163,6 +164,21 @@ def test_a_client_that_is_killed_mid_request_harms_nobody(server: Server) -> Non
     neighbours = [server.classify(["a lovely film"]) for _ in range(5)]
     assert [n.json()["results"][0]["labels"][0]["label"] for n in neighbours] == ["positive"] * 5
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_killed_ingress_and_a_killed_replica_come_back(server: Server) -> None:
+    [replica] = [
+        p for p in processes_of(str(server.folder)) if b"ServeReplica" in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
+    for pid in (haproxies(server.folder)[0], replica):
+        os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 60
+        answered = 0
+        while answered < 5 and time.monotonic() < end:
+            with contextlib.suppress(httpx.TransportError):
+                answered = answered + 1 if server.classify(["a lovely film"]).status_code == 200 else 0
+            time.sleep(0.2)
+        assert answered == 5
 
 
 def test_a_deadline_that_cannot_be_met_is_a_504(server: Server) -> None:

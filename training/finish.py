@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from model.bundle import WEIGHT_TYPES, now, save_bundle
 from model.forward import forward_rows
 from model.manifest import Manifest
-from model.scores import MIN_CALIBRATION_ROWS, Calibration, fit_quantile, fit_temperature, probabilities
+from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile, fit_temperature, probabilities
 from training.data import targets
 from training.evaluate import score
 from training.report import card, headline
@@ -43,6 +44,13 @@ def finish(
         logits = dev_logits if name == "dev" else forward_rows(run.classifier, run.rows(dataset))
         scores = probabilities(logits, run.problem_type, calibration.temperature)
         evaluations[name] = score(scores, targets(dataset, run.labels), run.labels, calibration)
+        predicted = {run.labels[i] for i in scores.argmax(axis=1)}
+        if len(predicted) == 1 and run.problem_type == SINGLE:
+            only = predicted.pop()
+            print(
+                f"it learned nothing, try more rows, more epochs or --init: on {name} it says only {only}",
+                file=sys.stderr,
+            )
     manifest = Manifest(
         name=out.name,
         version="",  # save_bundle knows it
