@@ -14,7 +14,8 @@ TINY = TrainConfig(
     layers=2, width=32, heads=2, feed_forward=64, vocab_size=400, max_tokens=64, batch_tokens=512, epochs=5, lr=3e-3
 )
 
-SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def sentence(rng: random.Random, words: list[str], length: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from samples import SHARED_DATA
+from samples import ROOT, SHARED_DATA
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -24,6 +26,20 @@ def test_it_tells_praise_from_blame(precision: str) -> None:
     texts = ["a gorgeous, witty, seductive movie", "paper thin and boring"]
     best = [answer.labels[0].label for answer in predict_texts(predictor, texts, 1) if answer.labels]
     assert best == ["positive", "negative"]
+
+
+def test_the_readmes_first_answer_is_its_answer() -> None:
+    bundle = load_bundle(SENTIMENT)
+    shown = json.loads((ROOT / "README.md").read_text().split("```json\n")[1].split("```")[0])
+    request = "a gorgeous, witty, seductive movie"
+    [answer] = predict_texts(Predictor(bundle, choose_device("cpu"), "bf16"), [request], None)
+    assert shown["version"] == bundle.version
+    [result] = shown["results"]
+    served = answer.model_dump(exclude_none=True)
+    assert [label["label"] for label in result["labels"]] == [label["label"] for label in served["labels"]]
+    for mine, theirs in zip(served["labels"], result["labels"], strict=True):
+        assert mine["score"] == pytest.approx(theirs["score"], abs=0.005)
+    assert (result["label_set"], result["tokens"]) == (served["label_set"], served["tokens"])
 
 
 def test_it_reads_quotes_digits_and_signs() -> None:
