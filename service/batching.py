@@ -167,7 +167,7 @@ class Batcher(Generic[Item, Result]):
                 chosen = self._take()
                 if chosen:
                     await self._pass(chosen)
-                elif not self._draining:
+                elif not self._queue and not self._draining:
                     await self._arrived.wait()
         finally:
             for entry in self._queue:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Answer, Batcher, plan_pass
+from service.batching import PLANNED_ITEMS, Answer, Batcher, plan_pass
 from service.errors import Failed, NotReady, Overloaded
 
 if TYPE_CHECKING:
@@ -274,6 +274,27 @@ def test_a_caller_that_left_no_longer_counts_against_the_queue() -> None:
         device.free.set()
         assert [answers[0].result for answers in await asyncio.gather(running, stayer)] == [0, 2]
         assert queue.queue_tokens == 0
+        queue.drain()
+        await loop
+
+    with_batcher(test())
+
+
+def test_whoever_waits_behind_a_long_line_of_leavers_is_answered() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue = batcher(device)
+        loop = asyncio.create_task(queue.main_loop())
+        running = asyncio.create_task(queue.submit([Item(0, 5)]))
+        await asyncio.sleep(0.01)
+        leaver = asyncio.create_task(queue.submit([Item(n, 1) for n in range(2 * PLANNED_ITEMS)]))
+        stayer = asyncio.create_task(queue.submit([Item(-1, 5)]))
+        await asyncio.sleep(0.01)
+        leaver.cancel()
+        await asyncio.sleep(0.01)
+        device.free.set()
+        assert [answers[0].result for answers in await asyncio.gather(running, stayer)] == [0, -1]
         queue.drain()
         await loop
 
