@@ -1,7 +1,7 @@
 """The folder that ships: a Hugging Face checkpoint with Heed's manifest. Atomic save, checked load.
 
   config.json  model.safetensors  tokenizer.json  tokenizer_config.json   what transformers reads
-  heed.json                                                               the manifest, below
+  heed.json                                                               model/manifest.py
   README.md  report/metrics.json                                          the model card and its numbers
 
 A checkpoint of a supported family without heed.json is loaded as it is. Nothing here reads or writes
@@ -88,12 +88,13 @@ def load_bundle(folder: Path) -> Bundle:
     """
     theirs = read_json(folder / "config.json")
     labels = label_names(theirs)
+    settings = tokenizer_settings(folder)
     try:
         check_task(theirs)
         classifier = Classifier(read_config(theirs), num_labels=len(labels))
         load_weights(classifier, read_weights(folder))
         tokenizer = Tokenizer.from_folder(folder)
-        check_tokenizer(tokenizer, classifier.config, tokenizer_settings(folder))
+        check_tokenizer(tokenizer, classifier.config, settings)
     except ValueError as error:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
@@ -104,7 +105,7 @@ def load_bundle(folder: Path) -> Bundle:
         version=content_hash(folder),
         labels=labels,
         problem_type=MULTI if theirs.get("problem_type") == MULTI else SINGLE,
-        max_tokens=manifest.max_tokens if manifest else token_limit(classifier.config, folder),
+        max_tokens=manifest.max_tokens if manifest else token_limit(classifier.config, settings),
         calibration=manifest.calibration if manifest else Calibration(),
         classifier=classifier,
         tokenizer=tokenizer,

@@ -70,11 +70,11 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def token_limit(config: EncoderConfig, folder: Path) -> int:
-    """What a checkpoint without heed.json reads: as its tokenizer says, at most what its encoder has."""
-    length = tokenizer_settings(folder).get("model_max_length") or config.max_tokens
+def token_limit(config: EncoderConfig, settings: Mapping[str, Any]) -> int:
+    """What a checkpoint without heed.json reads: as tokenizer_config.json says, at most what its encoder has."""
+    length = settings.get("model_max_length") or config.max_tokens
     if not isinstance(length, int | float) or length <= 2:
-        raise BundleError(f"tokenizer_config.json: model_max_length is no number of tokens: {length} ({folder})")
+        raise BundleError(f"tokenizer_config.json: model_max_length is no number of tokens: {length}")
     return int(min(length, config.max_tokens))
 
 
@@ -101,12 +101,6 @@ def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mappi
         raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
     if config.token_types == 1 and pair.types:
         raise UnsupportedCheckpoint("tokenizer.json marks the second text of a pair, with type_vocab_size=1")
-    normalizer = tokenizer.normalizer
-    if normalizer.get("type") != "BertNormalizer":
-        return
-    used = {"do_lower_case": normalizer["lowercase"], "strip_accents": normalizer["strip_accents"]}
-    if used["strip_accents"] is None:  # means: as lowercase
-        used["strip_accents"] = normalizer["lowercase"]
-    for name, value in used.items():
+    for name, value in tokenizer.bert_settings.items():
         if settings.get(name) not in (None, value):
             raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in {name}: {settings[name]}")

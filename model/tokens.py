@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.normalizers import BertNormalizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +70,13 @@ class Tokenizer:
         return max(self._raw.get_vocab(with_added_tokens=True).values())
 
     @property
-    def normalizer(self) -> dict[str, Any]:
-        """Settings of the normalizer as tokenizer.json has them, empty where there is none."""
-        return dict(json.loads(self.to_json())["normalizer"] or {})
+    def bert_settings(self) -> dict[str, bool]:
+        """How BERT's normalizer is set, as tokenizer_config.json calls it; empty for another normalizer."""
+        normalizer = self._raw.normalizer
+        if not isinstance(normalizer, BertNormalizer):
+            return {}
+        strip = normalizer.lowercase if normalizer.strip_accents is None else normalizer.strip_accents
+        return {"do_lower_case": normalizer.lowercase, "strip_accents": strip}
 
     @property
     def vocab_size(self) -> int:

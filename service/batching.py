@@ -185,7 +185,8 @@ class Batcher(Generic[Item, Result]):
         waiting = [entry for entry in head if not entry.future.done()]
         plan = set(plan_pass([entry.item.tokens for entry in waiting], self._max_batch_tokens))
         chosen = [entry for i, entry in enumerate(waiting) if i in plan]
-        self._queue.extendleft(entry for i, entry in reversed(list(enumerate(waiting))) if i not in plan)
+        left = [entry for i, entry in enumerate(waiting) if i not in plan]
+        self._queue.extendleft(reversed(left))
         for entry in chosen:
             self._uncount(entry)
         return chosen

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import NotReady
+from service.guard import processes_of
 from service.haproxy import NO_REPLICA, STOPPING
 from service.settings import available_cores
 
@@ -237,14 +238,13 @@ def drain(folder: Path, patience_s: float) -> None:
 
 
 def haproxies(folder: Path) -> list[int]:
-    """Ids of the HAProxy processes whose configuration lies in the folder."""
+    """Ids of the HAProxy processes among those of the folder."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                program, *arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if program.endswith(b"haproxy") and any(a.startswith(bytes(folder)) for a in arguments):
-                    found.append(int(entry.name))
+    for pid in processes_of(str(folder)):
+        with contextlib.suppress(OSError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+            if program.endswith(b"haproxy"):
+                found.append(pid)
     return found
 
 

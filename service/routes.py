@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from service import metrics
 from service.batching import Answer
-from service.errors import (
-    NotReady,
-    ServiceError,
-    TooManyTokens,
-)
+from service.errors import NotReady, ServiceError, TooManyTokens
 from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
@@ -38,19 +33,16 @@ from service.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from starlette.requests import Request
 
     from model.tokens import Row
+    from service.http import Handler
     from service.models import Models, ServedModel
     from service.predictor import Scored
     from service.schemas import ClassifyRequest
     from service.settings import Settings
-
-    Handler = Callable[[Request], Awaitable[Response]]
-
-log = logging.getLogger("heed")
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
 GAUGES_EVERY_S = 0.5
@@ -133,7 +125,8 @@ class Service:
         return self._health(lambda health: health.live and health.ready)
 
     def _health(self, is_well: Callable[[Health], bool]) -> Response:
-        health = Health(live=self.is_live, ready=self.is_live and not self._is_draining)
+        is_live = self.is_live
+        health = Health(live=is_live, ready=is_live and not self._is_draining)
         return as_json(health, 200 if is_well(health) else 503)
 
     async def metrics(self, http: Request) -> Response:

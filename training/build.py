@@ -30,8 +30,6 @@ SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings 
     "feed_forward": 1024,
 }
 SCRATCH_ONLY = ("family", "tokenizer", "width", "heads", "feed_forward")  # an encoder brings its own
-
-
 MIN_TOKENS = 8  # special tokens, and a word of each text of a pair
 
 
@@ -62,7 +60,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "epochs", "batch_rows", "batch_tokens", "patience"):
+        for name in ("epochs", "batch_rows", "batch_tokens", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is not at least 1: {getattr(self, name)}")
         for name in ("vocab_size", "layers", "width", "heads", "feed_forward", "lr"):

@@ -17,6 +17,7 @@ from training.evaluate import score
 from training.report import card, headline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from model.scores import Array
@@ -37,20 +38,16 @@ def finish(
     """Round the weights as they will be stored, calibrate on dev, measure on held-out data, write the bundle."""
     stored = WEIGHT_TYPES[run.config.weights]
     run.classifier.to("cpu", stored).float().eval()
-    dev_logits = forward_rows(run.classifier, run.rows(run.dev))
-    calibration = calibrate(dev_logits, run)
-    evaluations = {}
-    for name, dataset in held_out.items():
-        logits = dev_logits if name == "dev" else forward_rows(run.classifier, run.rows(dataset))
-        scores = probabilities(logits, run.problem_type, calibration.temperature)
-        evaluations[name] = score(scores, targets(dataset, run.labels), run.labels, calibration)
-        predicted = {run.labels[i] for i in scores.argmax(axis=1)}
-        if len(predicted) == 1 and run.problem_type == SINGLE:
-            only = predicted.pop()
-            print(
-                f"it learned nothing, try more rows, more epochs or --init: on {name} it says only {only}",
-                file=sys.stderr,
-            )
+    rows = {name: run.rows(dataset) for name, dataset in held_out.items()}
+    logits = {name: forward_rows(run.classifier, rows[name]) for name in held_out}
+    calibration = calibrate(logits["dev"], run)
+    scores = {name: probabilities(logits[name], run.problem_type, calibration.temperature) for name in held_out}
+    evaluations = {
+        name: score(scores[name], targets(dataset, run.labels), run.labels, calibration)
+        for name, dataset in held_out.items()
+    }
+    for name in held_out:
+        warn_of_one_answer(name, scores[name], run)
     manifest = Manifest(
         name=out.name,
         version="",  # save_bundle knows it
@@ -61,7 +58,7 @@ def finish(
         calibration=calibration,
         made_by=made_by,
         metrics={name: headline(e) for name, e in evaluations.items()},
-        reference=reference_statistics(run, dev_logits, calibration),
+        reference=reference_statistics(run.labels, scores["dev"], [row.tokens for row in rows["dev"]]),
     )
     files = {
         "README.md": card(manifest, evaluations, history),
@@ -86,20 +83,24 @@ def calibrate(dev_logits: Array, run: Run) -> Calibration:
     return Calibration(temperature=temperature, coverage=COVERAGE, quantile=fit_quantile(scores, truth, COVERAGE))
 
 
-def reference_statistics(run: Run, dev_logits: Array, calibration: Calibration) -> dict[str, Any]:
-    """What answers look like on data like the training data; drift is measured against it."""
-    scores = probabilities(dev_logits, run.problem_type, calibration.temperature)
-    lengths = [len(row.ids) for row in run.rows(run.dev)]
+def warn_of_one_answer(name: str, scores: Array, run: Run) -> None:
+    """Say on stderr that a model gives one label to every text: its accuracy alone may look fine."""
+    predicted = {run.labels[i] for i in scores.argmax(axis=1)}
+    if len(predicted) == 1 and run.problem_type == SINGLE:
+        hint = "it learned nothing, try more rows, more epochs or --init"
+        print(f"{hint}: on {name} it says only {predicted.pop()}", file=sys.stderr)
+
+
+def reference_statistics(labels: Sequence[str], scores: Array, lengths: Sequence[int]) -> dict[str, Any]:
+    """What answers look like on data like the training data; drift is measured against it.
+
+    scores (N, C), lengths (N,) in tokens.
+    """
     deciles = np.linspace(0, 1, 11)
+    share = np.bincount(scores.argmax(1), minlength=len(labels)) / len(scores)
     return {
         "n": len(scores),
-        "label_share": dict(
-            zip(
-                run.labels,
-                (np.bincount(scores.argmax(1), minlength=scores.shape[1]) / len(scores)).tolist(),
-                strict=True,
-            )
-        ),
+        "label_share": dict(zip(labels, share.tolist(), strict=True)),
         "confidence_deciles": np.quantile(scores.max(1), deciles).tolist(),
         "tokens_deciles": np.quantile(lengths, deciles).tolist(),
     }

@@ -176,14 +176,15 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
             with run.autocast():
                 logits = model(batch.to(run.device))
             loss = loss_of(logits, truth[indices], config.label_smoothing)
-            if not math.isfinite(loss.item()):
+            loss_value = loss.item()
+            if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {run.peak}")
             loss.backward()
             clip_grad_norm_(model.parameters(), config.max_grad_norm)
             set_lr(optimizer, run.peak * lr_scale(at.step, total_steps, config.warmup))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            at.after_step(loss.item(), sum(lengths[i] for i in indices))
+            at.after_step(loss_value, sum(lengths[i] for i in indices))
             on_step(at.step)
             if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
