@@ -1,20 +1,23 @@
 """Rows of token ids -> Batch: the one place that decides how rows lie in memory.
 
-Shared by serving and training. Every layout is one axis of T tokens, cut into segments of rows that
-have the same length, so that the matrix products of the encoder see all tokens at once and attention
-sees one rectangle a segment:
+Shared by serving and training. Every layout is one axis of T tokens, so that the matrix products of the
+encoder see all tokens at once; they differ in what attention sees:
 
-  packed   rows sorted by length, a segment for each length: no padding and no mask (CPU inference)
-  padded   one segment as wide as the longest row, `keep` marks its real tokens (CUDA and training,
-           where many small attention calls cost more than some padding)
+  packed   rows sorted by length, a segment for each length, attention one rectangle a segment: no padding
+           and no mask (inference on a CPU)
+  varlen   rows one after another, attention by a kernel that takes their borders: no padding and no mask
+           (inference on CUDA in half precision)
+  padded   one segment as wide as the longest row, `keep` marks its real tokens (training, and whatever on
+           CUDA has no varlen kernel; many small attention calls would cost more than some padding)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -22,9 +25,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from model.encoder import EncoderConfig
     from model.tokens import Row
 
-Layout = Literal["packed", "padded"]
+Layout = Literal["packed", "varlen", "padded"]
+HALF = (torch.bfloat16, torch.float16)
+MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples of 8
 
 
 @dataclass(frozen=True)
@@ -43,56 +49,98 @@ class Segment:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows on one axis of T tokens.
+    """B rows on one axis of T tokens, the longest of `longest` tokens.
 
-    ids, types and positions are (T,); keep is (B, L), True on real tokens, and None where every token
-    is real; back (B,) puts rows of the batch back into the caller's order.
+    tokens (3, T) are ids, types and positions; starts (B,) is where each row begins; back (B,) puts rows of
+    the batch back into the caller's order. keep (B, L) is True on real tokens, and None where every token is
+    real. cu_seqlens (B + 1,) are the borders of the rows in the varlen layout, which has no segments.
     """
 
-    ids: Tensor
-    types: Tensor
-    positions: Tensor
-    segments: tuple[Segment, ...]
-    keep: Tensor | None
+    tokens: Tensor
+    starts: Tensor
     back: Tensor
+    longest: int
+    segments: tuple[Segment, ...] = ()
+    keep: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids (T,)."""
+        return self.tokens[0]
+
+    @property
+    def types(self) -> Tensor:
+        """0 for the first text of a pair, 1 for the second (T,)."""
+        return self.tokens[1]
+
+    @property
+    def positions(self) -> Tensor:
+        """Of each token in its row (T,)."""
+        return self.tokens[2]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
 
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
 
-        keep = None if self.keep is None else move(self.keep)
-        return Batch(move(self.ids), move(self.types), move(self.positions), self.segments, keep, move(self.back))
-
-
-def layout_for(device: torch.device) -> Layout:
-    """The layout that measures best for inference on a device (benchmarks/RESULTS.md)."""
-    return "packed" if device.type == "cpu" else "padded"
+        tokens, starts, back = (x.to(device, non_blocking=True) for x in (self.tokens, self.starts, self.back))
+        return Batch(tokens, starts, back, self.longest, self.segments, move(self.keep), move(self.cu_seqlens))
 
 
-def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0) -> Batch:
-    """Lay rows out on the CPU; every row has at least one token."""
+def choose_layout(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> Layout:
+    """The layout that measures best for inference, among those that have a kernel (benchmarks/RESULTS.md)."""
+    if device.type == "cpu":
+        return "packed"
+    has_kernel = config.head_width % 8 == 0 and config.head_width <= MAX_VARLEN_HEAD and config.relative is None
+    return "varlen" if dtype in HALF and has_kernel and not config.convolution else "padded"
+
+
+def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_position: int = 0) -> Batch:
+    """Lay rows out on the CPU; every row has at least one token.
+
+    first_position is that of a row's first token, 0 or as RoBERTa counts.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids)) if layout == "packed" else range(len(rows))
-    lengths = [len(rows[i].ids) for i in order]
+    rows = [rows[i] for i in order]
+    lengths = [len(row.ids) for row in rows]
     longest = max(lengths)
-    widths = lengths if layout == "packed" else [longest] * len(lengths)
+    widths = [longest] * len(rows) if layout == "padded" else lengths
 
-    ids: list[int] = []
-    types: list[int] = []
-    positions: list[int] = []
-    for i, width in zip(order, widths, strict=True):
-        row, pad = rows[i], width - len(rows[i].ids)
-        ids += row.ids + [pad_id] * pad
-        types += (row.types or [0] * len(row.ids)) + [0] * pad
-        positions += range(width)
+    borders = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(widths, out=borders[1:])
+    tokens = np.zeros((3, borders[-1]), dtype=np.int64)
+    tokens[0] = pad_id
+    real = (np.arange(longest) < np.array(lengths)[:, None]) if layout == "padded" else np.ones(borders[-1], dtype=bool)
+    tokens[0, real.ravel()] = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, sum(lengths))
+    for row, start in zip(rows, borders.tolist(), strict=False):
+        if row.types is not None:
+            tokens[1, start : start + len(row.types)] = row.types
+    tokens[2] = first_position + np.arange(borders[-1]) - np.repeat(borders[:-1], widths)
+    if first_position:
+        _skip_padding(tokens, rows, borders, pad_id)
 
-    keep = None
-    if layout == "padded" and min(lengths) < longest:
-        keep = torch.arange(longest) < torch.tensor(lengths)[:, None]  # (B, L)
-    back = torch.empty(len(rows), dtype=torch.long)
-    back[torch.tensor(order)] = torch.arange(len(rows))
-    return Batch(torch.tensor(ids), torch.tensor(types), torch.tensor(positions), _segments(widths), keep, back)
+    back = np.empty(len(rows), dtype=np.int64)
+    back[list(order)] = np.arange(len(rows))
+    padding = layout == "padded" and min(lengths) < longest
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(borders[:-1]),
+        torch.from_numpy(back),
+        longest,
+        () if layout == "varlen" else _segments(widths),
+        torch.from_numpy(real) if padding else None,
+        torch.from_numpy(borders.astype(np.int32)) if layout == "varlen" else None,
+    )
+
+
+def _skip_padding(tokens: np.ndarray, rows: Sequence[Row], borders: np.ndarray, pad_id: int) -> None:
+    """Where positions are counted from the padding id on, a text that spells the padding token leaves it out."""
+    for row, start in zip(rows, borders.tolist(), strict=False):
+        if pad_id in row.ids:
+            counts = np.array(row.ids) != pad_id
+            tokens[2, start : start + len(row.ids)] = np.cumsum(counts) * counts + pad_id
 
 
 def _segments(widths: Sequence[int]) -> tuple[Segment, ...]:

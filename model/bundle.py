@@ -24,13 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.encoder import Classifier
-from model.families import (
-    UnsupportedCheckpoint,
-    dump_weights,
-    load_weights,
-    read_config,
-    write_config,
-)
+from model.families import UnsupportedCheckpoint, read_config, write_config
 from model.folder import (
     check_task,
     check_tokenizer,
@@ -44,6 +38,7 @@ from model.forward import forward_rows
 from model.manifest import BundleError, Manifest
 from model.scores import MULTI, SINGLE, Calibration, ProblemType
 from model.tokens import Tokenizer, tokenizer_config
+from model.weights import dump_weights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,6 +181,10 @@ def load_encoder(
         if layers is not None:
             if not 0 < layers <= config.layers:
                 raise BundleError(f"layers is not in 1..{config.layers}, what the encoder has: {layers}")
+            if config.blocks not in (None, 1):
+                raise BundleError(
+                    f"layers of this encoder share their weights in groups, leave --set layers out: {layers}"
+                )
             config = dataclasses.replace(
                 config, layers=layers, local_layers=tuple(i for i in config.local_layers if i < layers)
             )
@@ -238,7 +237,8 @@ def _label_fields(manifest: Manifest) -> dict[str, Any]:
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """Ids that transformers would else take from the family's own vocabulary."""
-    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    ids = {role: tokenizer.token_id(token) for role, token in tokenizer.special_tokens.items()}
+    cls, sep = ids.get("cls"), ids.get("sep")
     return {"cls_token_id": cls, "bos_token_id": cls, "sep_token_id": sep, "eos_token_id": sep}
 
 

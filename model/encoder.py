@@ -1,14 +1,19 @@
-"""The whole network: a self-attention encoder that *is* BERT or ModernBERT, chosen by config.
+"""The whole network: one self-attention encoder that *is* each of the families, chosen by config.
 
   BERT        post-norm, learned positions, token types, GELU       https://arxiv.org/abs/1810.04805
+  RoBERTa     BERT with positions counted from the padding id on    https://arxiv.org/abs/1907.11692
+  DistilBERT  BERT without token types                              https://arxiv.org/abs/1910.01108
+  ELECTRA     BERT with narrow embeddings                           https://arxiv.org/abs/2003.10555
+  ALBERT      the same, and one block for all layers                https://arxiv.org/abs/1909.11942
+  DeBERTa     BERT with relative positions inside attention         https://arxiv.org/abs/2006.03654
   ModernBERT  pre-norm, rotary positions, GeGLU, no biases,         https://arxiv.org/abs/2412.13663
               local attention in two layers of three
 
 Notable: one axis of tokens without padding (model/batch.py), one matrix product for q, k and v,
-scaled dot-product attention by PyTorch's fused kernels, logits always in fp32.
+PyTorch's fused attention kernels (model/attention.py), logits always in fp32.
 Reads: Batch -> Embeddings -> Block × layers -> Head -> logits. Names in checkpoints: model/families.py.
 
-Letters: T tokens of all rows, B rows, L tokens of a row, D width, H heads, K = D // H, C labels.
+Letters: T tokens of all rows, B rows, L tokens of a row, D width, E embedding width, K = D // heads, C labels.
 """
 
 from __future__ import annotations
@@ -21,10 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from model.attention import RelativePositions, SelfAttention, make_view, rotation
 
-    from model.batch import Batch, Segment
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from model.attention import View
+    from model.batch import Batch
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -32,7 +40,34 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "clipped_gelu": lambda x: F.gelu(x).clamp(-10, 10),
+    "squared_relu": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "identity": lambda x: x,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeConfig:
+    """How attention hears of the distance between two tokens (DeBERTa, section 3.1)."""
+
+    span: int  # vectors for each direction
+    buckets: int = 0  # distances beyond half of them share a vector by their logarithm; 0: each has its own
+    max_distance: int = 512  # where the logarithm ends
+    by_key: bool = True  # content of the query to position of the key, c2p
+    by_query: bool = True  # position of the query to content of the key, p2c
+    shared: bool = True  # the projections of the content serve positions too
+    norm: bool = True  # LayerNorm over the vectors
+
+    @property
+    def terms(self) -> int:
+        """Products that a score is the sum of, by which it is scaled."""
+        return 1 + self.by_key + self.by_query
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +82,15 @@ class EncoderConfig:
     feed_forward: int = 1536  # inner width; twice as many rows where gated
     max_tokens: int = 512  # longest row, special tokens included
     token_types: int = 2  # sentence A and B; 0 where the family has none
-    positions: Literal["learned", "rotary"] = "learned"
+    embedding_width: int | None = None  # E, from which embeddings are projected to D; None: they are D wide
+    project_first: bool = False  # DeBERTa: before the norm of the embeddings and without bias
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    first_position: int = 0  # RoBERTa: one more than pad_id
+    relative: RelativeConfig | None = None
+    convolution: int = 0  # tokens that a convolution beside the first layer spans, odd (large DeBERTa v2); 0: none
+    convolution_groups: int = 1
+    convolution_activation: str = "tanh"
+    blocks: int | None = None  # distinct ones, each for a run of layers (ALBERT); None: one a layer
     norm: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-12
     norm_bias: bool = True
@@ -70,7 +113,9 @@ class EncoderConfig:
             raise ValueError(f"heads does not divide width={self.width}: {self.heads}")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
             raise ValueError(f"rotary positions need an even width per head: {self.width // self.heads}")
-        for name in (self.activation, self.head_activation):
+        if self.convolution and not self.convolution % 2:
+            raise ValueError(f"convolution is not an odd number of tokens: {self.convolution}")
+        for name in (self.activation, self.head_activation, self.convolution_activation):
             if name not in ACTIVATIONS:
                 raise ValueError(f"activation is not one of {', '.join(ACTIVATIONS)}: {name}")
         if not 0 <= self.dropout < 1:
@@ -82,102 +127,40 @@ class EncoderConfig:
         return self.width // self.heads
 
 
-def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
-    """LayerNorm over D as the family defines it."""
-    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+def layer_norm(config: EncoderConfig, width: int | None = None) -> nn.LayerNorm:
+    """LayerNorm over D, or another width, as the family defines it."""
+    return nn.LayerNorm(width or config.width, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class Embeddings(nn.Module):
-    """Token ids -> vectors (T, D): token + position + type, normalised."""
+    """Token ids -> vectors (T, D): token + position + type, normalised, projected where they are narrow."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        narrow = config.embedding_width or config.width  # E
         learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_tokens, config.width) if learned else None
-        self.types = nn.Embedding(config.token_types, config.width) if config.token_types else None
-        self.norm = layer_norm(config)
+        self.tokens = nn.Embedding(config.vocab_size, narrow)
+        self.positions = nn.Embedding(config.first_position + config.max_tokens, narrow) if learned else None
+        self.types = nn.Embedding(config.token_types, narrow) if config.token_types else None
+        self.norm = layer_norm(config, config.width if config.project_first else narrow)
+        self.project: nn.Module = nn.Identity()
+        if config.embedding_width is not None:
+            self.project = nn.Linear(narrow, config.width, bias=not config.project_first)
+        self.project_first = config.project_first
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids, types and positions -> (T, D)."""
-        x = self.tokens(batch.ids)
+        x = self.tokens(batch.ids)  # (T, E)
         if self.types is not None:
             x = x + self.types(batch.types)
         if self.positions is not None:
             x = x + self.positions(batch.positions)
-        out: Tensor = self.dropout(self.norm(x))
+        if self.project_first:
+            x = self.project(x)
+        x = self.dropout(self.norm(x))
+        out: Tensor = x if self.project_first else self.project(x)
         return out
-
-
-@dataclass(frozen=True)
-class View:
-    """What a layer's attention may look at, made once a pass for all layers of a kind.
-
-    masks has one entry a segment, True where a query may see a key, None where it sees all;
-    rotation is (cos, sin), each (T, 1, K), or None where positions are learned.
-    """
-
-    segments: Sequence[Segment]
-    masks: Sequence[Tensor | None]
-    rotation: tuple[Tensor, Tensor] | None
-
-
-def attention_mask(segment: Segment, keep: Tensor | None, reach: int | None) -> Tensor | None:
-    """True where a query may see a key, broadcastable to (rows, H, L, L); None where it sees every key.
-
-    keep (rows, L) is True on real tokens. reach is how far a token sees to each side, None without end.
-    A padding token may have no real token within reach, so each sees itself: the softmax over nothing is NaN.
-    """
-    L = segment.length
-    at = torch.arange(L, device=None if keep is None else keep.device)
-    near = None
-    if reach is not None and reach < L - 1:
-        near = (at[:, None] - at).abs() <= reach  # (L, L)
-    if keep is None or near is None:
-        return near if keep is None else keep[:, None, None, :]  # (rows, 1, 1, L)
-    return (near & keep[:, None, None, :]) | (at[:, None] == at)  # (rows, 1, L, L)
-
-
-def rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cos and sin, each (T, 1, K), of the rotary angles (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
-    frequency = theta ** (-torch.arange(0, width, 2, device=positions.device).float() / width)  # (K / 2,)
-    angle = positions.float()[:, None] * frequency  # (T, K / 2)
-    angle = torch.cat((angle, angle), dim=-1)[:, None]  # (T, 1, K): one for all heads
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[k], x[k + K/2]) of x (T, H, K) by its angle, in fp32 as the reference does."""
-    x1, x2 = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-x2, x1), dim=-1) * sin).to(x.dtype)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention over the segments of a batch."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.heads, self.head_width = config.heads, config.head_width
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
-
-    def forward(self, x: Tensor, view: View) -> Tensor:
-        """(T, D) -> (T, D)."""
-        qkv = self.qkv(x).view(-1, 3, self.heads, self.head_width)  # (T, 3, H, K)
-        q, k, v = qkv.unbind(1)  # each (T, H, K)
-        if view.rotation is not None:
-            q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
-        parts = [self._attend(q, k, v, segment, mask) for segment, mask in zip(view.segments, view.masks, strict=True)]
-        out: Tensor = self.out(torch.cat(parts) if len(parts) > 1 else parts[0])
-        return out
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, segment: Segment, mask: Tensor | None) -> Tensor:
-        """One segment, all heads: (rows * L, H, K) -> (rows * L, D)."""
-        shape = (segment.rows, segment.length, self.heads, self.head_width)
-        q, k, v = (x[segment.span].view(shape).transpose(1, 2) for x in (q, k, v))  # (rows, H, L, K)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (rows, H, L, K)
-        return y.transpose(1, 2).reshape(-1, self.heads * self.head_width)  # (rows * L, D)
 
 
 class FeedForward(nn.Module):
@@ -226,6 +209,31 @@ class Block(nn.Module):
         return x
 
 
+class Convolution(nn.Module):
+    """What the large DeBERTa v2 adds after its first layer: a view of each token's neighbours."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(
+            config.width, config.width, config.convolution,
+            padding=config.convolution // 2, groups=config.convolution_groups,
+        )  # fmt: skip
+        self.norm = layer_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.convolution_activation]
+
+    def forward(self, embedded: Tensor, x: Tensor, batch: Batch) -> Tensor:
+        """The embeddings and the output of the first layer, each (T, D) -> (T, D)."""
+        parts = []
+        for segment in batch.segments:
+            rows = embedded[segment.span].view(segment.rows, segment.length, -1)  # (rows, L, D)
+            if batch.keep is not None:
+                rows = rows * batch.keep[:, :, None]  # padding is as empty as what is beyond the row
+            parts.append(self.conv(rows.transpose(1, 2)).transpose(1, 2).flatten(0, 1))  # (rows * L, D)
+        out: Tensor = self.norm(x + self.activation(self.dropout(torch.cat(parts))))
+        return out
+
+
 class Encoder(nn.Module):
     """Tokens -> contextual vectors."""
 
@@ -233,29 +241,36 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.relative = RelativePositions(config) if config.relative else None
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks or config.layers))
+        self.convolution = Convolution(config) if config.convolution else None
         self.final_norm = layer_norm(config) if config.norm == "pre" else nn.Identity()
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids -> (T, D)."""
-        x = self.embeddings(batch)
-        everything, local = self._view(batch, None), None
-        if self.config.local_layers:
-            local = self._view(batch, self.config.local_window // 2)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, local if local and layer in self.config.local_layers else everything)
+        return self.contextualize(self.embeddings(batch), batch)
+
+    def contextualize(self, embedded: Tensor, batch: Batch) -> Tensor:
+        """Vectors of single tokens (T, D) -> the same in their context (T, D)."""
+        x = embedded
+        everything = self._view(batch, None)
+        local = self._view(batch, self.config.local_window // 2) if self.config.local_layers else everything
+        for layer in range(self.config.layers):
+            block = self.blocks[int(layer / (self.config.layers / len(self.blocks)))]  # as ALBERT counts its groups
+            x = block(x, local if layer in self.config.local_layers else everything)
+            if layer == 0 and self.convolution is not None:
+                x = self.convolution(embedded, x, batch)
         out: Tensor = self.final_norm(x)
         return out
 
     def _view(self, batch: Batch, reach: int | None) -> View:
-        """Masks and rotary angles of the layers that see `reach` tokens to each side, or everything."""
-        config, device = self.config, batch.ids.device
-        masks = [attention_mask(segment, batch.keep, reach) for segment in batch.segments]
+        """What the layers see that see `reach` tokens to each side, or everything."""
+        config = self.config
         turn = None
         if config.positions == "rotary":
             theta = config.rope_theta if reach is None else config.local_rope_theta
             turn = rotation(batch.positions, config.head_width, theta, self.embeddings.tokens.weight.dtype)
-        return View(batch.segments, [None if m is None else m.to(device) for m in masks], turn)
+        return make_view(batch, reach, turn, self.relative(batch.longest) if self.relative is not None else None)
 
 
 class Head(nn.Module):
@@ -277,9 +292,11 @@ class Head(nn.Module):
 
     def _pool(self, x: Tensor, batch: Batch) -> Tensor:
         """(T, D) -> (B, D): the first token of each row, or the mean over its real tokens."""
-        rows = [x[s.span].view(s.rows, s.length, -1) for s in batch.segments]  # each (rows, L, D)
         if self.pooling == "first":
-            return torch.cat([r[:, 0] for r in rows])
+            return x[batch.starts]
+        if batch.cu_seqlens is not None:
+            return torch.segment_reduce(x.float(), "mean", offsets=batch.cu_seqlens.long(), axis=0).to(x.dtype)
+        rows = [x[s.span].view(s.rows, s.length, -1) for s in batch.segments]  # each (rows, L, D)
         if batch.keep is None:
             return torch.cat([r.mean(1) for r in rows])
         [padded] = rows

@@ -1,52 +1,415 @@
-"""Checkpoint families <-> ours, both ways: settings of config.json and names of the weights.
+"""Checkpoint families <-> ours, both ways: settings of config.json, and names of the weights.
 
-A family is a row in two tables. A checkpoint that our encoder cannot represent exactly is refused with
-the field that stands in the way. Called by model/bundle.py.
+A family is a row of FAMILIES: how it calls our settings, how it differs from the defaults of EncoderConfig,
+and how it calls our modules. A checkpoint that our encoder cannot represent exactly is refused with the
+field that stands in the way. Called by model/bundle.py; model/weights.py moves the weights themselves.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from model.encoder import Classifier, EncoderConfig
+from model.encoder import EncoderConfig, RelativeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from torch import Tensor
+Fields = dict[str, Any]
+Names = dict[str, tuple[str, ...]]
 
 # Hugging Face's names of our activations; the first is the one we write.
 ACTIVATION_NAMES = {
-    "gelu": ("gelu",),
-    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
+    "gelu": ("gelu", "gelu_python"),
+    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh"),
     "relu": ("relu",),
     "silu": ("silu", "swish"),
     "tanh": ("tanh",),
+    "sigmoid": ("sigmoid",),
+    "quick_gelu": ("quick_gelu",),
+    "clipped_gelu": ("gelu_10",),
+    "squared_relu": ("relu2",),
+    "relu6": ("relu6",),
+    "leaky_relu": ("leaky_relu",),
+    "hardswish": ("hardswish",),
+    "mish": ("mish",),
+    "identity": ("linear",),
 }
+ACTIVATIONS_OF_OURS = ("activation", "head_activation", "convolution_activation")
 
-# Our module name -> theirs. {i} is a layer. Several names are one matrix of ours, cut by rows.
-NAMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "bert": {
-        "encoder.embeddings.tokens": ("bert.embeddings.word_embeddings",),
-        "encoder.embeddings.positions": ("bert.embeddings.position_embeddings",),
-        "encoder.embeddings.types": ("bert.embeddings.token_type_embeddings",),
-        "encoder.embeddings.norm": ("bert.embeddings.LayerNorm",),
-        "encoder.blocks.{i}.attention.qkv": (
-            "bert.encoder.layer.{i}.attention.self.query",
-            "bert.encoder.layer.{i}.attention.self.key",
-            "bert.encoder.layer.{i}.attention.self.value",
+
+class UnsupportedCheckpoint(ValueError):
+    """A checkpoint that this encoder would not reproduce exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model_type of transformers.
+
+    fields: our setting -> its name in config.json. defaults: how the family differs from EncoderConfig where
+    config.json says nothing. required: the only value of a field that we can represent. names: our module ->
+    theirs; {i} is a layer; several names are one matrix of ours, cut by rows. read and write: what is more
+    than another name, config.json -> our settings and back.
+    """
+
+    architecture: str
+    prefix: str  # of the encoder's weights, absent from checkpoints of a bare encoder
+    names: Names
+    fields: dict[str, str]
+    defaults: Fields = field(default_factory=dict)
+    required: Fields = field(default_factory=dict)
+    read: Callable[[Mapping[str, Any]], Fields] = lambda theirs: {}
+    write: Callable[[EncoderConfig], Fields] = lambda config: {}
+
+
+def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
+    """config.json of a checkpoint -> EncoderConfig.
+
+    Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
+    """
+    name = theirs.get("model_type", "")
+    family = FAMILIES.get(name)
+    if family is None:
+        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(FAMILIES)}: {name}")
+    if theirs.get("quantization_config"):
+        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
+    for key, value in family.required.items():
+        if theirs.get(key, value) != value:
+            raise UnsupportedCheckpoint(f"config.json: {key} must be {value}: {theirs[key]}")
+    ours = {"family": name} | family.defaults
+    try:
+        for setting, key in family.fields.items():
+            if setting in NEEDED or theirs.get(key) is not None:
+                ours[setting] = _activation(theirs, key) if setting in ACTIVATIONS_OF_OURS else theirs[key]
+        return EncoderConfig(**(ours | family.read(theirs)))
+    except KeyError as error:
+        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
+    except (TypeError, ZeroDivisionError, AttributeError) as error:  # a string for a number, null, 0 heads
+        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
+
+
+def write_config(config: EncoderConfig) -> Fields:
+    """EncoderConfig -> the fields of config.json that the family reads.
+
+    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
+    """
+    family = FAMILIES[config.family]
+    fields: Fields = {"model_type": config.family, "architectures": [family.architecture]}
+    for setting, key in family.fields.items():
+        value = getattr(config, setting)
+        fields[key] = ACTIVATION_NAMES[value][0] if setting in ACTIVATIONS_OF_OURS else value
+    fields |= family.write(config)
+    if read_config(fields) != config:
+        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
+    return fields
+
+
+def _activation(theirs: Mapping[str, Any], key: str) -> str:
+    for ours, names in ACTIVATION_NAMES.items():
+        if theirs[key] in names:
+            return ours
+    raise UnsupportedCheckpoint(f"config.json: {key} is not an activation of ours: {theirs[key]}")
+
+
+# What most families call the same.
+NEEDED = ("vocab_size", "width", "layers", "heads", "feed_forward", "max_tokens")
+BERT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "max_tokens": "max_position_embeddings",
+    "token_types": "type_vocab_size",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "pad_id": "pad_token_id",
+}
+BERT_REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+def _bert_names(prefix: str, dense: str, out: str, *, query: str = "attention.self.{}") -> Names:
+    """Names of BERT's modules under a prefix, and of the two layers of the head."""
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return {
+        "encoder.embeddings.tokens": (f"{prefix}embeddings.word_embeddings",),
+        "encoder.embeddings.positions": (f"{prefix}embeddings.position_embeddings",),
+        "encoder.embeddings.types": (f"{prefix}embeddings.token_type_embeddings",),
+        "encoder.embeddings.norm": (f"{prefix}embeddings.LayerNorm",),
+        "encoder.blocks.{i}.attention.qkv": tuple(f"{layer}.{query.format(x)}" for x in ("query", "key", "value")),
+        "encoder.blocks.{i}.attention.out": (f"{layer}.attention.output.dense",),
+        "encoder.blocks.{i}.attention_norm": (f"{layer}.attention.output.LayerNorm",),
+        "encoder.blocks.{i}.feed_forward.up": (f"{layer}.intermediate.dense",),
+        "encoder.blocks.{i}.feed_forward.down": (f"{layer}.output.dense",),
+        "encoder.blocks.{i}.feed_forward_norm": (f"{layer}.output.LayerNorm",),
+        "head.dense": (dense,),
+        "head.out": (out,),
+    }
+
+
+BERT = Family(
+    architecture="BertForSequenceClassification",
+    prefix="bert.",
+    names=_bert_names("bert.", "bert.pooler.dense", "classifier"),
+    fields=BERT_FIELDS,
+    required=BERT_REQUIRED,
+    write=lambda config: {"attention_probs_dropout_prob": 0.0},
+)
+
+
+# ELECTRA: embeddings may be narrower than the layers, and the head has GELU.
+def _read_electra(theirs: Mapping[str, Any]) -> Fields:
+    narrow = theirs.get("embedding_size", 128)
+    return {"embedding_width": None if narrow == theirs["hidden_size"] else narrow}
+
+
+ELECTRA = Family(
+    architecture="ElectraForSequenceClassification",
+    prefix="electra.",
+    names=_bert_names("electra.", "classifier.dense", "classifier.out_proj")
+    | {"encoder.embeddings.project": ("electra.embeddings_project",)},
+    fields=BERT_FIELDS,
+    defaults={"head_activation": "gelu"},
+    required=BERT_REQUIRED,
+    read=_read_electra,
+    write=lambda config: {
+        "embedding_size": config.embedding_width or config.width,
+        "attention_probs_dropout_prob": 0.0,
+    },
+)
+
+
+# DistilBERT: no token types, other names.
+DISTILBERT = Family(
+    architecture="DistilBertForSequenceClassification",
+    prefix="distilbert.",
+    names={
+        "encoder.embeddings.tokens": ("distilbert.embeddings.word_embeddings",),
+        "encoder.embeddings.positions": ("distilbert.embeddings.position_embeddings",),
+        "encoder.embeddings.norm": ("distilbert.embeddings.LayerNorm",),
+        "encoder.blocks.{i}.attention.qkv": tuple(
+            f"distilbert.transformer.layer.{{i}}.attention.{x}_lin" for x in ("q", "k", "v")
         ),
-        "encoder.blocks.{i}.attention.out": ("bert.encoder.layer.{i}.attention.output.dense",),
-        "encoder.blocks.{i}.attention_norm": ("bert.encoder.layer.{i}.attention.output.LayerNorm",),
-        "encoder.blocks.{i}.feed_forward.up": ("bert.encoder.layer.{i}.intermediate.dense",),
-        "encoder.blocks.{i}.feed_forward.down": ("bert.encoder.layer.{i}.output.dense",),
-        "encoder.blocks.{i}.feed_forward_norm": ("bert.encoder.layer.{i}.output.LayerNorm",),
-        "head.dense": ("bert.pooler.dense",),
+        "encoder.blocks.{i}.attention.out": ("distilbert.transformer.layer.{i}.attention.out_lin",),
+        "encoder.blocks.{i}.attention_norm": ("distilbert.transformer.layer.{i}.sa_layer_norm",),
+        "encoder.blocks.{i}.feed_forward.up": ("distilbert.transformer.layer.{i}.ffn.lin1",),
+        "encoder.blocks.{i}.feed_forward.down": ("distilbert.transformer.layer.{i}.ffn.lin2",),
+        "encoder.blocks.{i}.feed_forward_norm": ("distilbert.transformer.layer.{i}.output_layer_norm",),
+        "head.dense": ("pre_classifier",),
         "head.out": ("classifier",),
     },
-    "modernbert": {
+    fields={
+        "vocab_size": "vocab_size",
+        "width": "dim",
+        "layers": "n_layers",
+        "heads": "n_heads",
+        "feed_forward": "hidden_dim",
+        "max_tokens": "max_position_embeddings",
+        "activation": "activation",
+        "dropout": "dropout",
+        "pad_id": "pad_token_id",
+    },
+    defaults={"token_types": 0, "head_activation": "relu"},
+    write=lambda config: {"attention_dropout": 0.0, "seq_classif_dropout": config.dropout},
+)
+
+
+# RoBERTa and its kin: positions begin after the padding id, so that the table is longer than the longest row.
+def _read_roberta(theirs: Mapping[str, Any]) -> Fields:
+    first = theirs.get("pad_token_id", 1) + 1
+    return {"first_position": first, "max_tokens": theirs["max_position_embeddings"] - first}
+
+
+def _roberta(name: str) -> Family:
+    return Family(
+        architecture=f"{name}ForSequenceClassification",
+        prefix="roberta.",
+        names=_bert_names("roberta.", "classifier.dense", "classifier.out_proj"),
+        fields=BERT_FIELDS,
+        defaults={"pad_id": 1},
+        required=BERT_REQUIRED,
+        read=_read_roberta,
+        write=lambda config: {
+            "max_position_embeddings": config.max_tokens + config.first_position,
+            "attention_probs_dropout_prob": 0.0,
+        },
+    )
+
+
+# ALBERT: narrow embeddings, and layers that share their weights.
+ALBERT = Family(
+    architecture="AlbertForSequenceClassification",
+    prefix="albert.",
+    names={
+        "encoder.embeddings.tokens": ("albert.embeddings.word_embeddings",),
+        "encoder.embeddings.positions": ("albert.embeddings.position_embeddings",),
+        "encoder.embeddings.types": ("albert.embeddings.token_type_embeddings",),
+        "encoder.embeddings.norm": ("albert.embeddings.LayerNorm",),
+        "encoder.embeddings.project": ("albert.encoder.embedding_hidden_mapping_in",),
+        "encoder.blocks.{i}.attention.qkv": tuple(
+            f"albert.encoder.albert_layer_groups.{{i}}.albert_layers.0.attention.{x}" for x in ("query", "key", "value")
+        ),
+        "encoder.blocks.{i}.attention.out": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.attention.dense",),
+        "encoder.blocks.{i}.attention_norm": (
+            "albert.encoder.albert_layer_groups.{i}.albert_layers.0.attention.LayerNorm",
+        ),
+        "encoder.blocks.{i}.feed_forward.up": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.ffn",),
+        "encoder.blocks.{i}.feed_forward.down": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.ffn_output",),
+        "encoder.blocks.{i}.feed_forward_norm": (
+            "albert.encoder.albert_layer_groups.{i}.albert_layers.0.full_layer_layer_norm",
+        ),
+        "head.dense": ("albert.pooler",),
+        "head.out": ("classifier",),
+    },
+    fields=BERT_FIELDS | {"embedding_width": "embedding_size", "blocks": "num_hidden_groups"},
+    defaults={"embedding_width": 128, "blocks": 1, "activation": "gelu_tanh", "dropout": 0.0},
+    required=BERT_REQUIRED | {"inner_group_num": 1},
+    write=lambda config: {
+        "hidden_act": "gelu_new" if config.activation == "gelu_tanh" else ACTIVATION_NAMES[config.activation][0],
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout_prob": config.dropout,
+    },
+)
+
+
+# DeBERTa v2 and v3: attention hears of relative positions; the large v2 have a convolution too.
+def _read_deberta(theirs: Mapping[str, Any]) -> Fields:
+    width = theirs["hidden_size"]
+    narrow = theirs.get("embedding_size") or width
+    for key in ("pooler_hidden_size", "attention_head_size"):
+        only = width if key == "pooler_hidden_size" else width // theirs["num_attention_heads"]
+        if theirs.get(key, only) != only:
+            raise UnsupportedCheckpoint(f"config.json: {key} must be {only}: {theirs[key]}")
+    kinds = theirs.get("pos_att_type") or []
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+    relative = _read_relative(theirs, kinds) if theirs.get("relative_attention", False) else None
+    if relative is None and kinds:
+        raise UnsupportedCheckpoint(f"config.json: pos_att_type needs relative_attention: {kinds}")
+    return {
+        "positions": "learned" if theirs.get("position_biased_input", True) else "none",
+        "embedding_width": None if narrow == width else narrow,
+        "relative": relative,
+        "convolution": max(0, theirs.get("conv_kernel_size") or 0),
+        "convolution_groups": theirs.get("conv_groups", 1),
+        "convolution_activation": _activation({"conv_act": "tanh"} | dict(theirs), "conv_act"),
+    }
+
+
+def _read_relative(theirs: Mapping[str, Any], kinds: list[str]) -> RelativeConfig:
+    farthest = theirs.get("max_relative_positions", -1)
+    farthest = farthest if farthest > 0 else theirs["max_position_embeddings"]
+    buckets = max(0, theirs.get("position_buckets", -1))
+    return RelativeConfig(
+        span=buckets or farthest,
+        buckets=buckets,
+        max_distance=farthest,
+        by_key="c2p" in kinds,
+        by_query="p2c" in kinds,
+        shared=theirs.get("share_att_key", False),
+        norm="layer_norm" in theirs.get("norm_rel_ebd", "none").lower().split("|"),
+    )
+
+
+def _write_deberta(config: EncoderConfig) -> Fields:
+    relative = config.relative
+    fields: Fields = {
+        "position_biased_input": config.positions == "learned",
+        "relative_attention": relative is not None,
+        "embedding_size": config.embedding_width or config.width,
+        "pooler_hidden_size": config.width,
+        "conv_kernel_size": config.convolution,
+        "conv_groups": config.convolution_groups,
+        "conv_act": ACTIVATION_NAMES[config.convolution_activation][0],
+        "attention_probs_dropout_prob": 0.0,
+        "pooler_dropout": 0.0,
+        "cls_dropout": config.dropout,
+    }
+    if relative is not None:
+        fields |= {
+            "max_relative_positions": relative.max_distance,
+            "position_buckets": relative.buckets or -1,
+            "pos_att_type": [kind for kind, on in (("p2c", relative.by_query), ("c2p", relative.by_key)) if on],
+            "share_att_key": relative.shared,
+            "norm_rel_ebd": "layer_norm" if relative.norm else "none",
+        }
+    return fields
+
+
+DEBERTA = Family(
+    architecture="DebertaV2ForSequenceClassification",
+    prefix="deberta.",
+    names=_bert_names("deberta.", "pooler.dense", "classifier", query="attention.self.{}_proj")
+    | {
+        "encoder.embeddings.project": ("deberta.embeddings.embed_proj",),
+        "encoder.relative.vectors": ("deberta.encoder.rel_embeddings",),
+        "encoder.relative.norm": ("deberta.encoder.LayerNorm",),
+        "encoder.blocks.{i}.attention.position_key": ("deberta.encoder.layer.{i}.attention.self.pos_key_proj",),
+        "encoder.blocks.{i}.attention.position_query": ("deberta.encoder.layer.{i}.attention.self.pos_query_proj",),
+        "encoder.convolution.conv": ("deberta.encoder.conv.conv",),
+        "encoder.convolution.norm": ("deberta.encoder.conv.LayerNorm",),
+    },
+    fields=BERT_FIELDS | {"head_activation": "pooler_hidden_act"},
+    defaults={"token_types": 0, "norm_eps": 1e-7, "head_activation": "gelu", "project_first": True},
+    read=_read_deberta,
+    write=_write_deberta,
+)
+
+
+# ModernBERT
+def modernbert_defaults(layers: int) -> Fields:
+    """How ModernBERT differs from the defaults of EncoderConfig, which are BERT's."""
+    return MODERNBERT.defaults | {
+        "family": "modernbert",
+        "max_tokens": 8192,
+        "local_layers": tuple(i for i in range(layers) if i % 3),
+        "pooling": "mean",
+        "dropout": 0.1,
+    }
+
+
+def _read_modernbert(theirs: Mapping[str, Any]) -> Fields:
+    layers, every = theirs["num_hidden_layers"], theirs.get("global_attn_every_n_layers", 3)
+    kinds = theirs.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+    attention_bias, mlp_bias = theirs.get("attention_bias", False), theirs.get("mlp_bias", False)
+    if attention_bias != mlp_bias:
+        raise UnsupportedCheckpoint(f"config.json: mlp_bias differs from attention_bias={attention_bias}: {mlp_bias}")
+    return {
+        "bias": attention_bias,
+        "local_layers": tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention"),
+        "rope_theta": _rope_theta(theirs, "full_attention", "global_rope_theta", 160_000.0),
+        "local_rope_theta": _rope_theta(theirs, "sliding_attention", "local_rope_theta", 10_000.0),
+        "pooling": "mean" if theirs.get("classifier_pooling", "cls") == "mean" else "first",
+    }
+
+
+def _rope_theta(theirs: Mapping[str, Any], kind: str, old_field: str, default: float) -> float:
+    """The rotary base of one kind of layer; transformers 5 nests it, transformers 4 did not."""
+    parameters = (theirs.get("rope_parameters") or {}).get(kind) or {}
+    if parameters.get("rope_type", "default") != "default" or theirs.get("rope_scaling"):
+        raise UnsupportedCheckpoint(f"config.json: rope_type of {kind} must be default: {parameters.get('rope_type')}")
+    return float(parameters.get("rope_theta", theirs.get(old_field, default)))
+
+
+def _write_modernbert(config: EncoderConfig) -> Fields:
+    kinds = ["sliding_attention" if i in config.local_layers else "full_attention" for i in range(config.layers)]
+    thetas = {"full_attention": config.rope_theta, "sliding_attention": config.local_rope_theta}
+    return {
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "layer_types": kinds,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
+        "classifier_pooling": "mean" if config.pooling == "mean" else "cls",
+        "embedding_dropout": config.dropout,
+        "classifier_dropout": config.dropout,
+        "attention_dropout": 0.0,
+    }
+
+
+MODERNBERT = Family(
+    architecture="ModernBertForSequenceClassification",
+    prefix="model.",
+    names={
         "encoder.embeddings.tokens": ("model.embeddings.tok_embeddings",),
         "encoder.embeddings.norm": ("model.embeddings.norm",),
         "encoder.blocks.{i}.attention_norm": ("model.layers.{i}.attn_norm",),
@@ -60,26 +423,17 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "head.norm": ("head.norm",),
         "head.out": ("classifier",),
     },
-}
-PREFIX = {"bert": "bert.", "modernbert": "model."}  # absent from checkpoints of a bare encoder
-ARCHITECTURES = {
-    "bert": "BertForSequenceClassification",
-    "modernbert": "ModernBertForSequenceClassification",
-}
-HEAD = "head."  # the weights that a bare encoder does not have
-LABEL_LAYER = "head.out."
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class UnsupportedCheckpoint(ValueError):
-    """A checkpoint that this encoder would not reproduce exactly."""
-
-
-def modernbert_defaults(layers: int) -> dict[str, Any]:
-    """How ModernBERT differs from the defaults of EncoderConfig, which are BERT's."""
-    return {
-        "family": "modernbert",
-        "max_tokens": 8192,
+    fields={name: BERT_FIELDS[name] for name in (*NEEDED, "pad_id")}
+    | {
+        "norm_eps": "norm_eps",
+        "norm_bias": "norm_bias",
+        "activation": "hidden_activation",
+        "local_window": "local_attention",
+        "head_activation": "classifier_activation",
+        "head_bias": "classifier_bias",
+        "dropout": "mlp_dropout",
+    },
+    defaults={
         "token_types": 0,
         "positions": "rotary",
         "norm": "pre",
@@ -87,210 +441,23 @@ def modernbert_defaults(layers: int) -> dict[str, Any]:
         "norm_bias": False,
         "bias": False,
         "gated": True,
-        "local_layers": tuple(i for i in range(layers) if i % 3),
-        "pooling": "mean",
         "head_activation": "gelu",
         "head_bias": False,
         "head_norm": True,
-    }
+        "dropout": 0.0,
+    },
+    read=_read_modernbert,
+    write=_write_modernbert,
+)
 
-
-def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
-    """config.json of a checkpoint -> EncoderConfig.
-
-    Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
-    """
-    family = theirs.get("model_type")
-    if family not in NAMES:
-        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(NAMES)}: {family}")
-    if theirs.get("quantization_config"):
-        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
-    try:
-        return _read_bert(theirs) if family == "bert" else _read_modernbert(theirs)
-    except KeyError as error:
-        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
-    except (TypeError, ZeroDivisionError) as error:  # a string for a number, null, 0 heads
-        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
-
-
-def write_config(config: EncoderConfig) -> dict[str, Any]:
-    """EncoderConfig -> the fields of config.json that the family reads.
-
-    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
-    """
-    fields = _write_bert(config) if config.family == "bert" else _write_modernbert(config)
-    fields = {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]], **fields}
-    if read_config(fields) != config:
-        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
-    return fields
-
-
-def _read_bert(theirs: Mapping[str, Any]) -> EncoderConfig:
-    _require(theirs, "position_embedding_type", "absolute")
-    _require(theirs, "is_decoder", False)
-    _require(theirs, "add_cross_attention", False)
-    return EncoderConfig(
-        family="bert",
-        vocab_size=theirs["vocab_size"],
-        width=theirs["hidden_size"],
-        layers=theirs["num_hidden_layers"],
-        heads=theirs["num_attention_heads"],
-        feed_forward=theirs["intermediate_size"],
-        max_tokens=theirs["max_position_embeddings"],
-        token_types=theirs.get("type_vocab_size", 2),
-        norm_eps=theirs.get("layer_norm_eps", 1e-12),
-        activation=_activation(theirs, "hidden_act"),
-        dropout=theirs.get("hidden_dropout_prob", 0.1),
-        pad_id=theirs.get("pad_token_id") or 0,
-    )
-
-
-def _write_bert(config: EncoderConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.feed_forward,
-        "max_position_embeddings": config.max_tokens,
-        "type_vocab_size": config.token_types,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": ACTIVATION_NAMES[config.activation][0],
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": 0.0,
-        "pad_token_id": config.pad_id,
-    }
-
-
-def _read_modernbert(theirs: Mapping[str, Any]) -> EncoderConfig:
-    layers = theirs["num_hidden_layers"]
-    every = theirs.get("global_attn_every_n_layers", 3)
-    kinds = theirs.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
-    attention_bias, mlp_bias = theirs.get("attention_bias", False), theirs.get("mlp_bias", False)
-    if attention_bias != mlp_bias:
-        raise UnsupportedCheckpoint(f"config.json: mlp_bias differs from attention_bias={attention_bias}: {mlp_bias}")
-    return EncoderConfig(
-        family="modernbert",
-        vocab_size=theirs["vocab_size"],
-        width=theirs["hidden_size"],
-        layers=layers,
-        heads=theirs["num_attention_heads"],
-        feed_forward=theirs["intermediate_size"],
-        max_tokens=theirs["max_position_embeddings"],
-        token_types=0,
-        positions="rotary",
-        norm="pre",
-        norm_eps=theirs.get("norm_eps", 1e-5),
-        norm_bias=theirs.get("norm_bias", False),
-        bias=attention_bias,
-        activation=_activation(theirs, "hidden_activation"),
-        gated=True,
-        local_window=theirs.get("local_attention", 128),
-        local_layers=tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention"),
-        rope_theta=_rope_theta(theirs, "full_attention", "global_rope_theta", 160_000.0),
-        local_rope_theta=_rope_theta(theirs, "sliding_attention", "local_rope_theta", 10_000.0),
-        pooling="mean" if theirs.get("classifier_pooling", "cls") == "mean" else "first",
-        head_activation=_activation(theirs, "classifier_activation"),
-        head_bias=theirs.get("classifier_bias", False),
-        head_norm=True,
-        dropout=theirs.get("mlp_dropout", 0.0),
-        pad_id=theirs.get("pad_token_id") or 0,
-    )
-
-
-def _write_modernbert(config: EncoderConfig) -> dict[str, Any]:
-    kinds = ["sliding_attention" if i in config.local_layers else "full_attention" for i in range(config.layers)]
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.feed_forward,
-        "max_position_embeddings": config.max_tokens,
-        "norm_eps": config.norm_eps,
-        "norm_bias": config.norm_bias,
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
-        "hidden_activation": ACTIVATION_NAMES[config.activation][0],
-        "local_attention": config.local_window,
-        "layer_types": kinds,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
-        },
-        "classifier_pooling": "mean" if config.pooling == "mean" else "cls",
-        "classifier_activation": ACTIVATION_NAMES[config.head_activation][0],
-        "classifier_bias": config.head_bias,
-        "embedding_dropout": config.dropout,
-        "mlp_dropout": config.dropout,
-        "classifier_dropout": config.dropout,
-        "attention_dropout": 0.0,
-        "pad_token_id": config.pad_id,
-    }
-
-
-def _require(theirs: Mapping[str, Any], field: str, value: object) -> None:
-    if theirs.get(field, value) != value:
-        raise UnsupportedCheckpoint(f"config.json: {field} must be {value}: {theirs[field]}")
-
-
-def _activation(theirs: Mapping[str, Any], field: str) -> str:
-    name = theirs.get(field, "gelu")
-    for ours, names in ACTIVATION_NAMES.items():
-        if name in names:
-            return ours
-    raise UnsupportedCheckpoint(f"config.json: {field} is not an activation of ours: {name}")
-
-
-def _rope_theta(theirs: Mapping[str, Any], kind: str, old_field: str, default: float) -> float:
-    """The rotary base of one kind of layer; transformers 5 nests it, transformers 4 did not."""
-    parameters = (theirs.get("rope_parameters") or {}).get(kind) or {}
-    if parameters.get("rope_type", "default") != "default" or theirs.get("rope_scaling"):
-        raise UnsupportedCheckpoint(f"config.json: rope_type of {kind} must be default: {parameters.get('rope_type')}")
-    return float(parameters.get("rope_theta", theirs.get(old_field, default)))
-
-
-def load_weights(classifier: Classifier, weights: Mapping[str, Tensor], *, bare: bool = False) -> None:
-    """Copy a checkpoint's weights into ours.
-
-    bare: only the encoder matters. What the checkpoint lacks of the head stays as initialised, and so does
-    the label layer in any case: its labels are others.
-    Raises UnsupportedCheckpoint naming a weight that is missing or has another shape.
-    """
-    family = classifier.config.family
-    stripped = not any(name.startswith(PREFIX[family]) for name in weights)
-    for ours, tensor, theirs in _named(classifier):
-        names = [name.removeprefix(PREFIX[family]) if stripped else name for name in theirs]
-        if bare and (ours.startswith(LABEL_LAYER) or (ours.startswith(HEAD) and names[0] not in weights)):
-            continue
-        missing = [name for name in names if name not in weights]
-        if missing:
-            raise UnsupportedCheckpoint(f"model.safetensors has no weight named {missing[0]}")
-        value = torch.cat([weights[name] for name in names])
-        if value.shape != tensor.shape:
-            got, want = tuple(value.shape), tuple(tensor.shape)
-            raise UnsupportedCheckpoint(f"model.safetensors: shape of {names[0]} must be {want}: {got}")
-        if value.dtype not in WEIGHT_DTYPES:
-            raise UnsupportedCheckpoint(
-                f"model.safetensors: type of {names[0]} is not fp32, fp16 or bf16: {value.dtype}"
-            )
-        tensor.data.copy_(value)
-
-
-def dump_weights(classifier: Classifier) -> dict[str, Tensor]:
-    """Our weights under the family's names; the reverse of load_weights."""
-    weights: dict[str, Tensor] = {}
-    for _, tensor, theirs in _named(classifier):
-        for name, part in zip(theirs, tensor.detach().chunk(len(theirs)), strict=True):
-            weights[name] = part.contiguous()
-    return weights
-
-
-def _named(classifier: Classifier) -> Iterator[tuple[str, Tensor, list[str]]]:
-    """Each parameter of ours: its name, itself, and the family's names for its parts."""
-    table = NAMES[classifier.config.family]
-    for ours, tensor in classifier.named_parameters():
-        module, _, kind = ours.rpartition(".")  # kind: weight or bias
-        layer = next((part for part in module.split(".") if part.isdigit()), "")
-        pattern = module.replace(f".{layer}.", ".{i}.") if layer else module
-        yield ours, tensor, [f"{name.format(i=layer)}.{kind}" for name in table[pattern]]
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "electra": ELECTRA,
+    "distilbert": DISTILBERT,
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
+    "camembert": _roberta("Camembert"),
+    "albert": ALBERT,
+    "deberta-v2": DEBERTA,
+    "modernbert": MODERNBERT,
+}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.families import ARCHITECTURES, UnsupportedCheckpoint
+from model.families import FAMILIES, UnsupportedCheckpoint
 from model.manifest import BundleError
 from model.scores import MULTI, SINGLE
 
@@ -83,8 +83,9 @@ def check_task(theirs: Mapping[str, Any]) -> None:
     problem = theirs.get("problem_type")
     if problem not in (None, SINGLE, MULTI):
         raise UnsupportedCheckpoint(f"config.json: problem_type is not one of {SINGLE}, {MULTI}: {problem}")
+    family = FAMILIES.get(theirs.get("model_type", ""))
     for architecture in theirs.get("architectures") or []:
-        if architecture != ARCHITECTURES.get(theirs.get("model_type", ""), architecture):
+        if family is not None and architecture != family.architecture:
             raise UnsupportedCheckpoint(f"config.json: the architecture does not classify texts: {architecture}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.batch import layout_for, make_batch, plan_passes
+from model.batch import choose_layout, make_batch, plan_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,11 +35,12 @@ def forward_rows(
     on_pass hears how many rows each pass answered. Sets the classifier to evaluation mode.
     """
     classifier.eval()
-    device = next(classifier.parameters()).device
+    config, weight = classifier.config, classifier.encoder.embeddings.tokens.weight
+    layout = choose_layout(weight.device, weight.dtype, config)
     logits = np.empty((len(rows), classifier.head.out.out_features), dtype=np.float32)
     for indices in plan_passes([len(row.ids) for row in rows], pass_tokens):
-        batch = make_batch([rows[i] for i in indices], layout_for(device), classifier.config.pad_id)
-        logits[indices] = classifier(batch.to(device)).cpu().numpy()
+        batch = make_batch([rows[i] for i in indices], layout, config.pad_id, config.first_position)
+        logits[indices] = classifier(batch.to(weight.device)).cpu().numpy()
         if on_pass is not None:
             on_pass(len(indices))
     return logits

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding
 
+# As BERT's and as RoBERTa's families write them; the first that the vocabulary has is taken.
+SPECIAL_TOKENS = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
 Text: TypeAlias = str | tuple[str, str]  # a text, or a pair read together
 
 
@@ -83,6 +92,15 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return self._raw.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Which token has the role pad, unk, cls, sep or mask; without the roles that none has."""
+        found = {
+            role: next((token for token in tokens if self.token_id(token) is not None), None)
+            for role, tokens in SPECIAL_TOKENS.items()
+        }
+        return {role: token for role, token in found.items() if token is not None}
+
     def token_id(self, token: str) -> int | None:
         """Id of a token, None where the vocabulary has none."""
         return self._raw.token_to_id(token)
@@ -136,8 +154,7 @@ def tokenizer_config(tokenizer: Tokenizer, max_tokens: int, *, has_types: bool) 
 
     has_types: the model tells the texts of a pair apart.
     """
-    roles = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    special = {f"{role}_token": token for role, token in roles.items() if tokenizer.token_id(token) is not None}
+    special = {f"{role}_token": token for role, token in tokenizer.special_tokens.items()}
     fields = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **special}
     fields["model_input_names"] = ["input_ids", *(["token_type_ids"] if has_types else []), "attention_mask"]
     return json.dumps(fields, indent=2) + "\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from model.batch import layout_for, make_batch
+from model.batch import choose_layout, make_batch
 from model.device import PRECISIONS, choose_precision
 from model.scores import label_sets, probabilities
 from service.errors import Failed, ServiceError
@@ -66,7 +66,7 @@ class Predictor:
         self.bundle, self.device = bundle, device
         self.dtype = choose_precision(precision, device)
         self._classifier = bundle.classifier.to(device, self.dtype).eval()
-        self._layout = layout_for(device)
+        self._layout = choose_layout(device, self.dtype, bundle.classifier.config)
         [self.known_row] = bundle.tokenizer.encode([KNOWN_TEXT], bundle.max_tokens)
 
     @property
@@ -82,12 +82,13 @@ class Predictor:
     @property
     def packed(self) -> bool:
         """Whether its passes hold no padding."""
-        return self._layout == "packed"
+        return self._layout != "padded"
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
-        batch = make_batch(rows, self._layout, self._classifier.config.pad_id)
+        config = self._classifier.config
+        batch = make_batch(rows, self._layout, config.pad_id, config.first_position)
         logits = self._classifier(batch.to(self.device)).cpu().numpy()
         calibration, problem = self.bundle.calibration, self.bundle.problem_type
         scores = probabilities(logits, problem, calibration.temperature)

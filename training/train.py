@@ -172,7 +172,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         plan = plans[at.epoch]
         model.train()
         for indices in _bar(plan, at, config.epochs):
-            batch = make_batch([rows[i] for i in indices], "padded", model.config.pad_id)
+            batch = make_batch([rows[i] for i in indices], "padded", model.config.pad_id, model.config.first_position)
             with run.autocast():
                 logits = model(batch.to(run.device))
             loss = loss_of(logits, truth[indices], config.label_smoothing)

@@ -1,0 +1,268 @@
+"""Self-attention over a batch: who sees whom, where tokens are, and the three ways to compute it.
+
+  a segment at a time   scaled dot-product attention on rectangles of rows of one length
+  banded                the same for layers that see only a window: time and memory linear in the length
+  varlen                flash attention over rows that lie one after another (CUDA, half precision)
+
+What a layer may see is a View, made once a pass for all layers of a kind. Called by model/encoder.py.
+
+Letters: T tokens of all rows, L tokens of a row, D width, H heads, K = D // H, S relative positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.batch import Batch, Segment
+    from model.encoder import EncoderConfig
+
+
+@dataclass(frozen=True)
+class Relative:
+    """How DeBERTa marks where tokens are to each other: vectors (S, D), index (L, L) of query and key into them."""
+
+    vectors: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """What a layer's attention may look at.
+
+    reach is how far a token sees to each side, None without end. masks has one entry a segment, True where
+    a query may see a key, None where it sees all. rotation is (cos, sin), each (T, 1, K), None where
+    positions are not rotary. cu_seqlens (B + 1,) and longest describe the rows of the varlen layout.
+    """
+
+    segments: Sequence[Segment]
+    masks: Sequence[Tensor | None]
+    reach: int | None = None
+    rotation: tuple[Tensor, Tensor] | None = None
+    relative: Relative | None = None
+    cu_seqlens: Tensor | None = None
+    longest: int = 0
+
+
+def make_view(
+    batch: Batch,
+    reach: int | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    relative: Relative | None = None,
+) -> View:
+    """The view of the layers that see `reach` tokens to each side."""
+    if batch.cu_seqlens is not None:
+        return View((), (), reach, rotation, relative, batch.cu_seqlens, batch.longest)
+    masks = [segment_mask(segment, batch.keep, reach, batch.ids.device) for segment in batch.segments]
+    return View(batch.segments, masks, reach, rotation, relative)
+
+
+def is_banded(length: int, reach: int | None) -> bool:
+    """Whether rows of a length are cheaper in blocks: each block of 2 * reach queries sees 4 * reach keys."""
+    return bool(reach) and length > 4 * (reach or 0)
+
+
+def segment_mask(segment: Segment, keep: Tensor | None, reach: int | None, device: torch.device) -> Tensor | None:
+    """True where a query may see a key, broadcastable to what the segment's attention computes.
+
+    keep (rows, L) is True on real tokens. A padding token may have no real token within reach, so each sees
+    itself: the softmax over nothing is NaN.
+    """
+    if is_banded(segment.length, reach):
+        assert reach is not None
+        return band_mask(segment, keep, reach, device)
+    near = None
+    if reach is not None and reach < segment.length - 1:
+        at = torch.arange(segment.length, device=device)
+        near = (at[:, None] - at).abs() <= reach  # (L, L)
+    if keep is None or near is None:
+        return near if keep is None else keep[:, None, None, :]  # (rows, 1, 1, L)
+    itself = torch.eye(segment.length, dtype=torch.bool, device=device)
+    return (near & keep[:, None, None, :]) | itself  # (rows, 1, L, L)
+
+
+def band_mask(segment: Segment, keep: Tensor | None, reach: int, device: torch.device) -> Tensor:
+    """The mask of banded(): (blocks, 1 or rows, 2 * reach, 4 * reach)."""
+    block = 2 * reach
+    blocks = math.ceil(segment.length / block)
+    query = torch.arange(block, device=device)[:, None] + reach  # where it lies among its keys
+    key = torch.arange(2 * block, device=device)
+    near = (query - key).abs() <= reach  # (block, 2 * block)
+    rows = keep if keep is not None else torch.ones(1, segment.length, dtype=torch.bool, device=device)
+    exists = in_windows(rows[:, None, :, None], reach).squeeze(-1).squeeze(2)  # (blocks, rows, 2 * block)
+    assert exists.shape[0] == blocks
+    return (near & exists[:, :, None, :]) | (query == key)  # (blocks, rows, block, 2 * block)
+
+
+def in_windows(x: Tensor, reach: int) -> Tensor:
+    """The keys of each block of queries: (rows, H, L, K) -> (blocks, rows, H, 4 * reach, K), zeros beyond the row."""
+    block = 2 * reach
+    blocks = math.ceil(x.shape[2] / block)
+    padded = F.pad(x, (0, 0, reach, blocks * block + reach - x.shape[2]))
+    return padded.unfold(2, 2 * block, block).permute(2, 0, 1, 4, 3)
+
+
+def banded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, reach: int, scale: float) -> Tensor:
+    """Attention within `reach` tokens to each side, each of q, k, v (rows, H, L, K).
+
+    Rows are cut into blocks of 2 * reach queries; with its neighbours within reach a block has twice as many
+    keys, so time and memory grow with L and not with its square (as in Longformer, Beltagy et al. 2020,
+    https://arxiv.org/abs/2004.05150, section 3.1). Blocks take the place of rows, rows that of heads.
+    """
+    rows, heads, length, width = q.shape
+    block = 2 * reach
+    blocks = mask.shape[0]
+    q = F.pad(q, (0, 0, 0, blocks * block - length)).view(rows, heads, blocks, block, width)
+    q = q.permute(2, 0, 1, 3, 4).reshape(blocks, rows * heads, block, width)
+    k, v = (in_windows(x, reach).reshape(blocks, rows * heads, 2 * block, width) for x in (k, v))
+    if mask.shape[1] > 1:
+        mask = mask.repeat_interleave(heads, dim=1)  # (blocks, rows * H, block, 2 * block)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (blocks, rows * H, block, K)
+    y = y.view(blocks, rows, heads, block, width).permute(1, 2, 0, 3, 4)
+    return y.reshape(rows, heads, blocks * block, width)[:, :, :length]
+
+
+def rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cos and sin, each (T, 1, K), of the rotary angles (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+    frequency = theta ** (-torch.arange(0, width, 2, device=positions.device).float() / width)  # (K / 2,)
+    angle = positions.float()[:, None] * frequency  # (T, K / 2)
+    angle = torch.cat((angle, angle), dim=-1)[:, None]  # (T, 1, K): one for all heads
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[k], x[k + K/2]) of x (T, H, K) by its angle, in fp32 as the reference does."""
+    x1, x2 = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat((-x2, x1), dim=-1) * sin).to(x.dtype)
+
+
+class RelativePositions(nn.Module):
+    """DeBERTa's vectors of the distance between two tokens (He et al. 2021, https://arxiv.org/abs/2006.03654)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        assert config.relative is not None
+        self.settings = config.relative
+        self.vectors = nn.Embedding(2 * self.settings.span, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if self.settings.norm else nn.Identity()
+
+    def forward(self, longest: int) -> Relative:
+        """The vectors that rows of up to `longest` tokens need, and which of them a query and a key take."""
+        device = self.vectors.weight.device
+        distance = torch.arange(1 - longest, longest, device=device)  # of a query from a key
+        where = (self._bucket(distance) + self.settings.span).clamp(0, 2 * self.settings.span - 1)
+        first, last = int(where[0]), int(where[-1])
+        at = torch.arange(longest, device=device)
+        index = where[at[:, None] - at + longest - 1] - first  # (L, L)
+        return Relative(self.norm(self.vectors.weight[first : last + 1]), index)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Distances up to half the buckets as they are, farther ones by their logarithm (DeBERTaV3's code)."""
+        buckets, limit = self.settings.buckets, self.settings.max_distance
+        if not buckets:
+            return distance
+        middle = buckets // 2
+        far = distance.abs().clamp(min=middle - 1)
+        scaled = torch.log(far / middle) / torch.log(torch.tensor((limit - 1) / middle)) * (middle - 1)
+        by_log = (torch.ceil(scaled) + middle) * distance.sign()
+        return torch.where(far <= middle, distance.float(), by_log).long()
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention: (T, D) -> (T, D)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads, self.head_width = config.heads, config.head_width
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        relative = config.relative
+        self.scale = (config.head_width * (relative.terms if relative else 1)) ** -0.5
+        self.by_key, self.by_query = bool(relative and relative.by_key), bool(relative and relative.by_query)
+        own = relative is not None and not relative.shared
+        self.position_key = nn.Linear(config.width, config.width) if own and self.by_key else None
+        self.position_query = nn.Linear(config.width, config.width) if own and self.by_query else None
+
+    def forward(self, x: Tensor, view: View) -> Tensor:
+        """(T, D) -> (T, D)."""
+        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_width).unbind(1)  # each (T, H, K)
+        if view.rotation is not None:
+            q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
+        out: Tensor = self.out(
+            self._varlen(q, k, v, view) if view.cu_seqlens is not None else self._parts(q, k, v, view)
+        )
+        return out
+
+    def _varlen(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """Rows one after another: (T, H, K) -> (T, D). One split, so that a row does not depend on its neighbours."""
+        assert view.cu_seqlens is not None
+        reach = -1 if view.reach is None else view.reach
+        y = varlen_attn(
+            q, k, v, view.cu_seqlens, view.cu_seqlens, view.longest, view.longest,
+            scale=self.scale, window_size=(reach, reach), num_splits=1,
+        )  # fmt: skip
+        assert isinstance(y, Tensor)
+        return y.flatten(1)
+
+    def _parts(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """A segment at a time: (T, H, K) -> (T, D)."""
+        positions = self._positions(view.relative)
+        parts = []
+        for segment, mask in zip(view.segments, view.masks, strict=True):
+            shape = (segment.rows, segment.length, self.heads, self.head_width)
+            qs, ks, vs = (x[segment.span].view(shape).transpose(1, 2) for x in (q, k, v))  # (rows, H, L, K)
+            if mask is not None and is_banded(segment.length, view.reach):
+                assert view.reach is not None
+                y = banded(qs, ks, vs, mask, view.reach, self.scale)
+            else:
+                seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
+                y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
+            parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _positions(self, relative: Relative | None) -> tuple[Tensor | None, Tensor | None]:
+        """The relative positions as this layer's keys and queries, each (H, S, K)."""
+        if relative is None:
+            return None, None
+        if self.position_key is None and self.position_query is None:  # shared with the content
+            query, key, _ = self.qkv(relative.vectors).view(-1, 3, self.heads, self.head_width).unbind(1)
+            return key.transpose(0, 1), query.transpose(0, 1)
+        key, query = (
+            None if linear is None else linear(relative.vectors).view(-1, self.heads, self.head_width).transpose(0, 1)
+            for linear in (self.position_key, self.position_query)
+        )
+        return key, query
+
+    def _bias(
+        self,
+        q: Tensor,
+        k: Tensor,
+        mask: Tensor | None,
+        relative: Relative,
+        positions: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
+        """What position adds to the scores, scaled: (rows, H, L, L); -inf where the mask is False.
+
+        Content to position (c2p) and position to content (p2c), section 3.1 of the paper.
+        """
+        key, query = positions
+        L = q.shape[2]
+        index = relative.index[:L, :L].expand(*q.shape[:2], L, L)
+        bias: Tensor = q.new_zeros(())
+        if self.by_key and key is not None:
+            bias = bias + (q @ key.transpose(-1, -2)).gather(-1, index)
+        if self.by_query and query is not None:
+            bias = bias + (query @ k.transpose(-1, -2)).gather(-2, index)
+        bias = (bias * self.scale).expand(*q.shape[:2], L, L)
+        if mask is not None:
+            bias = bias.masked_fill(~mask, -math.inf)
+        return bias
