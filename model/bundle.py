@@ -24,12 +24,14 @@ import torch
 from safetensors.torch import save_file
 
 from model.encoder import Classifier
-from model.families import UnsupportedCheckpoint, read_config, write_config
+from model.families import read_config, write_config
+from model.family import UnsupportedCheckpoint
 from model.folder import (
     check_task,
     check_tokenizer,
     label_names,
     read_json,
+    read_tokenizer,
     read_weights,
     token_limit,
     tokenizer_settings,
@@ -88,7 +90,7 @@ def load_bundle(folder: Path) -> Bundle:
         check_task(theirs)
         classifier = Classifier(read_config(theirs), num_labels=len(labels))
         load_weights(classifier, read_weights(folder))
-        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
     except ValueError as error:
         raise BundleError(f"{error} ({folder})") from None
@@ -140,7 +142,8 @@ def save_bundle(
         (partial / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
         _sync(partial / "model.safetensors")
         _write(partial / "tokenizer.json", tokenizer.to_json())
-        described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=classifier.config.token_types > 1)
+        has_types = classifier.config.token_types > 1 and tokenizer.has_types
+        described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=has_types)
         _write(partial / "tokenizer_config.json", described)
         for name, text in (files or {}).items():
             _write(partial / name, text)
@@ -188,8 +191,9 @@ def load_encoder(
             config = dataclasses.replace(
                 config, layers=layers, local_layers=tuple(i for i in config.local_layers if i < layers)
             )
-        tokenizer = Tokenizer.from_folder(folder)
-        check_tokenizer(tokenizer, config, tokenizer_settings(folder))
+        settings = tokenizer_settings(folder)
+        tokenizer = read_tokenizer(folder, settings)
+        check_tokenizer(tokenizer, config, settings)
         return config, read_weights(folder), tokenizer
     except UnsupportedCheckpoint as error:
         raise BundleError(f"{error} ({folder})") from None

@@ -1,115 +1,19 @@
 """Checkpoint families <-> ours, both ways: settings of config.json, and names of the weights.
 
-A family is a row of FAMILIES: how it calls our settings, how it differs from the defaults of EncoderConfig,
-and how it calls our modules. A checkpoint that our encoder cannot represent exactly is refused with the
-field that stands in the way. Called by model/bundle.py; model/weights.py moves the weights themselves.
+A family is a row of FAMILIES, in the terms of model/family.py. A checkpoint that our encoder cannot
+represent exactly is refused with the field that stands in the way. Called by model/bundle.py;
+model/weights.py moves the weights themselves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from model.encoder import EncoderConfig, RelativeConfig
+from model.family import ACTIVATION_NAMES, ACTIVATIONS_OF_OURS, Family, Fields, Names, UnsupportedCheckpoint, activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-Fields = dict[str, Any]
-Names = dict[str, tuple[str, ...]]
-
-# Hugging Face's names of our activations; the first is the one we write.
-ACTIVATION_NAMES = {
-    "gelu": ("gelu", "gelu_python"),
-    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh"),
-    "relu": ("relu",),
-    "silu": ("silu", "swish"),
-    "tanh": ("tanh",),
-    "sigmoid": ("sigmoid",),
-    "quick_gelu": ("quick_gelu",),
-    "clipped_gelu": ("gelu_10",),
-    "squared_relu": ("relu2",),
-    "relu6": ("relu6",),
-    "leaky_relu": ("leaky_relu",),
-    "hardswish": ("hardswish",),
-    "mish": ("mish",),
-    "identity": ("linear",),
-}
-ACTIVATIONS_OF_OURS = ("activation", "head_activation", "convolution_activation")
-
-
-class UnsupportedCheckpoint(ValueError):
-    """A checkpoint that this encoder would not reproduce exactly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One model_type of transformers.
-
-    fields: our setting -> its name in config.json. defaults: how the family differs from EncoderConfig where
-    config.json says nothing. required: the only value of a field that we can represent. names: our module ->
-    theirs; {i} is a layer; several names are one matrix of ours, cut by rows. read and write: what is more
-    than another name, config.json -> our settings and back.
-    """
-
-    architecture: str
-    prefix: str  # of the encoder's weights, absent from checkpoints of a bare encoder
-    names: Names
-    fields: dict[str, str]
-    defaults: Fields = field(default_factory=dict)
-    required: Fields = field(default_factory=dict)
-    read: Callable[[Mapping[str, Any]], Fields] = lambda theirs: {}
-    write: Callable[[EncoderConfig], Fields] = lambda config: {}
-
-
-def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
-    """config.json of a checkpoint -> EncoderConfig.
-
-    Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
-    """
-    name = theirs.get("model_type", "")
-    family = FAMILIES.get(name)
-    if family is None:
-        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(FAMILIES)}: {name}")
-    if theirs.get("quantization_config"):
-        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
-    for key, value in family.required.items():
-        if theirs.get(key, value) != value:
-            raise UnsupportedCheckpoint(f"config.json: {key} must be {value}: {theirs[key]}")
-    ours = {"family": name} | family.defaults
-    try:
-        for setting, key in family.fields.items():
-            if setting in NEEDED or theirs.get(key) is not None:
-                ours[setting] = _activation(theirs, key) if setting in ACTIVATIONS_OF_OURS else theirs[key]
-        return EncoderConfig(**(ours | family.read(theirs)))
-    except KeyError as error:
-        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
-    except (TypeError, ZeroDivisionError, AttributeError) as error:  # a string for a number, null, 0 heads
-        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
-
-
-def write_config(config: EncoderConfig) -> Fields:
-    """EncoderConfig -> the fields of config.json that the family reads.
-
-    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
-    """
-    family = FAMILIES[config.family]
-    fields: Fields = {"model_type": config.family, "architectures": [family.architecture]}
-    for setting, key in family.fields.items():
-        value = getattr(config, setting)
-        fields[key] = ACTIVATION_NAMES[value][0] if setting in ACTIVATIONS_OF_OURS else value
-    fields |= family.write(config)
-    if read_config(fields) != config:
-        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
-    return fields
-
-
-def _activation(theirs: Mapping[str, Any], key: str) -> str:
-    for ours, names in ACTIVATION_NAMES.items():
-        if theirs[key] in names:
-            return ours
-    raise UnsupportedCheckpoint(f"config.json: {key} is not an activation of ours: {theirs[key]}")
-
+    from collections.abc import Mapping
 
 # What most families call the same.
 NEEDED = ("vocab_size", "width", "layers", "heads", "feed_forward", "max_tokens")
@@ -292,7 +196,7 @@ def _read_deberta(theirs: Mapping[str, Any]) -> Fields:
         "relative": relative,
         "convolution": max(0, theirs.get("conv_kernel_size") or 0),
         "convolution_groups": theirs.get("conv_groups", 1),
-        "convolution_activation": _activation({"conv_act": "tanh"} | dict(theirs), "conv_act"),
+        "convolution_activation": activation({"conv_act": "tanh"} | dict(theirs), "conv_act"),
     }
 
 
@@ -461,3 +365,45 @@ FAMILIES: dict[str, Family] = {
     "deberta-v2": DEBERTA,
     "modernbert": MODERNBERT,
 }
+
+
+def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
+    """config.json of a checkpoint -> EncoderConfig.
+
+    Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
+    """
+    name = theirs.get("model_type", "")
+    family = FAMILIES.get(name)
+    if family is None:
+        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(FAMILIES)}: {name}")
+    if theirs.get("quantization_config"):
+        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
+    for key, value in family.required.items():
+        if theirs.get(key, value) != value:
+            raise UnsupportedCheckpoint(f"config.json: {key} must be {value}: {theirs[key]}")
+    ours = {"family": name} | family.defaults
+    try:
+        for setting, key in family.fields.items():
+            if setting in NEEDED or theirs.get(key) is not None:
+                ours[setting] = activation(theirs, key) if setting in ACTIVATIONS_OF_OURS else theirs[key]
+        return EncoderConfig(**(ours | family.read(theirs)))
+    except KeyError as error:
+        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
+    except (TypeError, ZeroDivisionError, AttributeError) as error:  # a string for a number, null, 0 heads
+        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
+
+
+def write_config(config: EncoderConfig) -> Fields:
+    """EncoderConfig -> the fields of config.json that the family reads.
+
+    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
+    """
+    family = FAMILIES[config.family]
+    fields: Fields = {"model_type": config.family, "architectures": [family.architecture]}
+    for setting, key in family.fields.items():
+        value = getattr(config, setting)
+        fields[key] = ACTIVATION_NAMES[value][0] if setting in ACTIVATIONS_OF_OURS else value
+    fields |= family.write(config)
+    if read_config(fields) != config:
+        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
+    return fields

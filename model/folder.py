@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.families import FAMILIES, UnsupportedCheckpoint
+from model.families import FAMILIES
+from model.family import UnsupportedCheckpoint
 from model.manifest import BundleError
 from model.scores import MULTI, SINGLE
+from model.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from model.encoder import EncoderConfig
-    from model.tokens import Tokenizer
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -68,6 +69,12 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, empty where there is none."""
     file = folder / "tokenizer_config.json"
     return read_json(file) if file.exists() else {}
+
+
+def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """FOLDER/tokenizer.json, giving token types unless tokenizer_config.json says that the model gets none."""
+    inputs = settings.get("model_input_names", ["token_type_ids"])
+    return Tokenizer.from_folder(folder, has_types="token_type_ids" in inputs)
 
 
 def token_limit(config: EncoderConfig, settings: Mapping[str, Any]) -> int:

@@ -50,20 +50,24 @@ class Row:
 
 
 class Tokenizer:
-    """A trained tokenizer, made from the text of a tokenizer.json."""
+    """A trained tokenizer, made from the text of a tokenizer.json.
 
-    def __init__(self, tokenizer_json: str) -> None:
+    has_types: its rows tell the texts of a pair apart.
+    """
+
+    def __init__(self, tokenizer_json: str, *, has_types: bool = True) -> None:
+        self.has_types = has_types
         self._raw = RawTokenizer.from_str(tokenizer_json)
         self._raw.no_truncation()
         self._raw.no_padding()
         self._num_special = {pair: self._raw.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)}
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
+    def from_folder(cls, folder: Path, *, has_types: bool = True) -> Tokenizer:
         """Read FOLDER/tokenizer.json. Raises ValueError where it is missing or not a tokenizer."""
         file = folder / "tokenizer.json"
         try:
-            return cls(file.read_text(encoding="utf-8"))
+            return cls(file.read_text(encoding="utf-8"), has_types=has_types)
         except FileNotFoundError:
             raise ValueError(f"no tokenizer.json in the folder: {folder}") from None
         except Exception as error:  # tokenizers raises plain Exception
@@ -109,7 +113,7 @@ class Tokenizer:
         """Rows of at most max_tokens tokens; the end of a longer text is cut, of a pair the longer side."""
         encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=True)
         return [
-            _row(e) if len(e) <= max_tokens else self._truncated(text, len(e), max_tokens)
+            self._row(e) if len(e) <= max_tokens else self._truncated(text, len(e), max_tokens)
             for text, e in zip(texts, encodings, strict=True)
         ]
 
@@ -129,12 +133,11 @@ class Tokenizer:
         for part, n in zip(parts, keep, strict=True):
             part.truncate(n)
         whole = self._raw.post_process(parts[0], parts[1] if len(parts) == 2 else None)
-        return _row(whole, truncated=tokens - max_tokens)
+        return self._row(whole, truncated=tokens - max_tokens)
 
-
-def _row(encoding: Encoding, truncated: int = 0) -> Row:
-    types = encoding.type_ids
-    return Row(encoding.ids, types if any(types) else None, truncated)
+    def _row(self, encoding: Encoding, truncated: int = 0) -> Row:
+        types = encoding.type_ids if self.has_types else []
+        return Row(encoding.ids, types if any(types) else None, truncated)
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.families import FAMILIES, UnsupportedCheckpoint
+from model.families import FAMILIES
+from model.family import UnsupportedCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model.batch import Layout, make_batch
 from model.encoder import Classifier, EncoderConfig
-from model.families import ACTIVATION_NAMES, FAMILIES, UnsupportedCheckpoint, read_config, write_config
+from model.families import FAMILIES, read_config, write_config
+from model.family import ACTIVATION_NAMES, UnsupportedCheckpoint
 from model.tokens import Row
 from model.weights import dump_weights, load_weights
 
