@@ -85,6 +85,7 @@ ELECTRA = Family(
 
 
 # DistilBERT: no token types, other names.
+_DISTILBERT = "distilbert.transformer.layer.{i}"
 DISTILBERT = Family(
     architecture="DistilBertForSequenceClassification",
     prefix="distilbert.",
@@ -92,14 +93,12 @@ DISTILBERT = Family(
         "encoder.embeddings.tokens": ("distilbert.embeddings.word_embeddings",),
         "encoder.embeddings.positions": ("distilbert.embeddings.position_embeddings",),
         "encoder.embeddings.norm": ("distilbert.embeddings.LayerNorm",),
-        "encoder.blocks.{i}.attention.qkv": tuple(
-            f"distilbert.transformer.layer.{{i}}.attention.{x}_lin" for x in ("q", "k", "v")
-        ),
-        "encoder.blocks.{i}.attention.out": ("distilbert.transformer.layer.{i}.attention.out_lin",),
-        "encoder.blocks.{i}.attention_norm": ("distilbert.transformer.layer.{i}.sa_layer_norm",),
-        "encoder.blocks.{i}.feed_forward.up": ("distilbert.transformer.layer.{i}.ffn.lin1",),
-        "encoder.blocks.{i}.feed_forward.down": ("distilbert.transformer.layer.{i}.ffn.lin2",),
-        "encoder.blocks.{i}.feed_forward_norm": ("distilbert.transformer.layer.{i}.output_layer_norm",),
+        "encoder.blocks.{i}.attention.qkv": tuple(f"{_DISTILBERT}.attention.{x}_lin" for x in ("q", "k", "v")),
+        "encoder.blocks.{i}.attention.out": (f"{_DISTILBERT}.attention.out_lin",),
+        "encoder.blocks.{i}.attention_norm": (f"{_DISTILBERT}.sa_layer_norm",),
+        "encoder.blocks.{i}.feed_forward.up": (f"{_DISTILBERT}.ffn.lin1",),
+        "encoder.blocks.{i}.feed_forward.down": (f"{_DISTILBERT}.ffn.lin2",),
+        "encoder.blocks.{i}.feed_forward_norm": (f"{_DISTILBERT}.output_layer_norm",),
         "head.dense": ("pre_classifier",),
         "head.out": ("classifier",),
     },
@@ -142,6 +141,7 @@ def _roberta(name: str) -> Family:
 
 
 # ALBERT: narrow embeddings, and layers that share their weights.
+_ALBERT = "albert.encoder.albert_layer_groups.{i}.albert_layers.0"
 ALBERT = Family(
     architecture="AlbertForSequenceClassification",
     prefix="albert.",
@@ -151,18 +151,12 @@ ALBERT = Family(
         "encoder.embeddings.types": ("albert.embeddings.token_type_embeddings",),
         "encoder.embeddings.norm": ("albert.embeddings.LayerNorm",),
         "encoder.embeddings.project": ("albert.encoder.embedding_hidden_mapping_in",),
-        "encoder.blocks.{i}.attention.qkv": tuple(
-            f"albert.encoder.albert_layer_groups.{{i}}.albert_layers.0.attention.{x}" for x in ("query", "key", "value")
-        ),
-        "encoder.blocks.{i}.attention.out": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.attention.dense",),
-        "encoder.blocks.{i}.attention_norm": (
-            "albert.encoder.albert_layer_groups.{i}.albert_layers.0.attention.LayerNorm",
-        ),
-        "encoder.blocks.{i}.feed_forward.up": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.ffn",),
-        "encoder.blocks.{i}.feed_forward.down": ("albert.encoder.albert_layer_groups.{i}.albert_layers.0.ffn_output",),
-        "encoder.blocks.{i}.feed_forward_norm": (
-            "albert.encoder.albert_layer_groups.{i}.albert_layers.0.full_layer_layer_norm",
-        ),
+        "encoder.blocks.{i}.attention.qkv": tuple(f"{_ALBERT}.attention.{x}" for x in ("query", "key", "value")),
+        "encoder.blocks.{i}.attention.out": (f"{_ALBERT}.attention.dense",),
+        "encoder.blocks.{i}.attention_norm": (f"{_ALBERT}.attention.LayerNorm",),
+        "encoder.blocks.{i}.feed_forward.up": (f"{_ALBERT}.ffn",),
+        "encoder.blocks.{i}.feed_forward.down": (f"{_ALBERT}.ffn_output",),
+        "encoder.blocks.{i}.feed_forward_norm": (f"{_ALBERT}.full_layer_layer_norm",),
         "head.dense": ("albert.pooler",),
         "head.out": ("classifier",),
     },
