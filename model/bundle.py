@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from model.convert import dump_weights, load_weights, read_config, write_config
 from model.encoder import Classifier
-from model.families import read_config, write_config
 from model.family import UnsupportedCheckpoint
 from model.folder import (
     check_task,
@@ -40,7 +40,6 @@ from model.forward import forward_rows
 from model.manifest import BundleError, Manifest
 from model.scores import MULTI, SINGLE, Calibration, ProblemType
 from model.tokens import Tokenizer, tokenizer_config
-from model.weights import dump_weights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

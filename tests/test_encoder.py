@@ -11,10 +11,10 @@ from transformers import AutoModel
 
 from model.batch import Batch, Layout, make_batch
 from model.bundle import load_encoder
+from model.convert import load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
 from model.tokens import Row
-from model.weights import load_weights
 
 LAYOUTS: list[Layout] = ["packed", "padded"]
 

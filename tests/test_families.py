@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model.batch import Layout, make_batch
+from model.convert import dump_weights, load_weights, read_config, write_config
 from model.encoder import Classifier, EncoderConfig
-from model.families import FAMILIES, read_config, write_config
+from model.families import FAMILIES
 from model.family import ACTIVATION_NAMES, UnsupportedCheckpoint
 from model.tokens import Row
-from model.weights import dump_weights, load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

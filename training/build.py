@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.bundle import load_encoder
+from model.convert import load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
-from model.weights import load_weights
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
 
 if TYPE_CHECKING:

@@ -1,13 +1,18 @@
-"""Weights of a checkpoint <-> ours, both ways, by the names in model/families.py. Called by model/bundle.py."""
+"""Checkpoints <-> ours, both ways: config.json and weights, by the table in model/families.py.
+
+A checkpoint that our encoder cannot represent exactly is refused with the field that stands in the way.
+Called by model/bundle.py.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.families import FAMILIES
-from model.family import UnsupportedCheckpoint
+from model.encoder import EncoderConfig
+from model.families import FAMILIES, NEEDED
+from model.family import ACTIVATION_NAMES, ACTIVATIONS_OF_OURS, Fields, UnsupportedCheckpoint, activation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,6 +24,48 @@ if TYPE_CHECKING:
 HEAD = "head."  # the weights that a bare encoder does not have
 LABEL_LAYER = "head.out."
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
+    """config.json of a checkpoint -> EncoderConfig.
+
+    Raises UnsupportedCheckpoint naming the field that our encoder cannot represent.
+    """
+    name = theirs.get("model_type", "")
+    family = FAMILIES.get(name)
+    if family is None:
+        raise UnsupportedCheckpoint(f"config.json: model_type is not one of {', '.join(FAMILIES)}: {name}")
+    if theirs.get("quantization_config"):
+        raise UnsupportedCheckpoint("config.json: quantization_config must be absent, give the weights before it")
+    for key, value in family.required.items():
+        if theirs.get(key, value) != value:
+            raise UnsupportedCheckpoint(f"config.json: {key} must be {value}: {theirs[key]}")
+    ours = {"family": name} | family.defaults
+    try:
+        for setting, key in family.fields.items():
+            if setting in NEEDED or theirs.get(key) is not None:
+                ours[setting] = activation(theirs, key) if setting in ACTIVATIONS_OF_OURS else theirs[key]
+        return EncoderConfig(**(ours | family.read(theirs)))
+    except KeyError as error:
+        raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
+    except (TypeError, ZeroDivisionError, AttributeError) as error:  # a string for a number, null, 0 heads
+        raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
+
+
+def write_config(config: EncoderConfig) -> Fields:
+    """EncoderConfig -> the fields of config.json that the family reads.
+
+    Raises UnsupportedCheckpoint for a config that the family cannot say, such as a BERT with mean pooling.
+    """
+    family = FAMILIES[config.family]
+    fields: Fields = {"model_type": config.family, "architectures": [family.architecture]}
+    for setting, key in family.fields.items():
+        value = getattr(config, setting)
+        fields[key] = ACTIVATION_NAMES[value][0] if setting in ACTIVATIONS_OF_OURS else value
+    fields |= family.write(config)
+    if read_config(fields) != config:
+        raise UnsupportedCheckpoint(f"a checkpoint of this family cannot hold the configuration: {config.family}")
+    return fields
 
 
 def load_weights(classifier: Classifier, weights: Mapping[str, Tensor], *, bare: bool = False) -> None:
