@@ -51,17 +51,17 @@ class Segment:
 class Batch:
     """B rows on one axis of T tokens, the longest of `longest` tokens.
 
-    tokens (3, T) are ids, types and positions; starts (B,) is where each row begins; back (B,) puts rows of
-    the batch back into the caller's order. keep (B, L) is True on real tokens, and None where every token is
-    real. cu_seqlens (B + 1,) are the borders of the rows in the varlen layout, which has no segments.
+    tokens (3, T) are ids, types and positions; starts (B,) is where each row begins; keep (B, L) is True on
+    real tokens, None where every token is real; back (B,) puts rows of the batch back into the caller's order,
+    None where they are in it. cu_seqlens (B + 1,) are the borders of rows in the varlen layout, without segments.
     """
 
     tokens: Tensor
     starts: Tensor
-    back: Tensor
     longest: int
     segments: tuple[Segment, ...] = ()
     keep: Tensor | None = None
+    back: Tensor | None = None
     cu_seqlens: Tensor | None = None
 
     @property
@@ -85,8 +85,9 @@ class Batch:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
-        tokens, starts, back = (x.to(device, non_blocking=True) for x in (self.tokens, self.starts, self.back))
-        return Batch(tokens, starts, back, self.longest, self.segments, move(self.keep), move(self.cu_seqlens))
+        tokens, starts = (x.to(device, non_blocking=True) for x in (self.tokens, self.starts))
+        moved = (move(x) for x in (self.keep, self.back, self.cu_seqlens))
+        return Batch(tokens, starts, self.longest, self.segments, *moved)
 
 
 def choose_layout(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> Layout:
@@ -121,17 +122,15 @@ def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_posit
     if first_position:
         _skip_padding(tokens, rows, borders, pad_id)
 
-    back = np.empty(len(rows), dtype=np.int64)
-    back[list(order)] = np.arange(len(rows))
     padding = layout == "padded" and min(lengths) < longest
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(borders[:-1]),
-        torch.from_numpy(back),
         longest,
         () if layout == "varlen" else _segments(widths),
-        torch.from_numpy(real) if padding else None,
-        torch.from_numpy(borders.astype(np.int32)) if layout == "varlen" else None,
+        keep=torch.from_numpy(real) if padding else None,
+        back=torch.from_numpy(np.argsort(order)) if layout == "packed" else None,
+        cu_seqlens=torch.from_numpy(borders.astype(np.int32)) if layout == "varlen" else None,
     )
 
 

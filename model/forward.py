@@ -1,6 +1,7 @@
-"""Many rows -> logits, in passes of bounded size: what evaluation, calibration and probes need.
+"""Rows -> logits on a device: one pass, or many rows in passes of bounded size.
 
-Serving has its own way there (service/predictor.py), through the same batch and network.
+A pass is launched and then waited for, so that on CUDA the next one can be prepared meanwhile (model/cuda.py).
+Called by service/predictor.py, and by evaluation, calibration and probes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from model.batch import choose_layout, make_batch, plan_passes
+from model.cuda import CudaPasses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,9 +22,40 @@ if TYPE_CHECKING:
     from model.tokens import Row
 
 PASS_TOKENS = 4096  # offline: nobody waits for the end of a pass
+WARM_UP_ROWS = (1, 2, 8, 32)
 
 
-@torch.inference_mode()
+class Forward:
+    """Passes through a classifier, on the device and in the precision that it is in."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        weight = classifier.encoder.embeddings.tokens.weight
+        self.layout = choose_layout(weight.device, weight.dtype, classifier.config)
+        self._classifier, self._device = classifier, weight.device
+        self._cuda = CudaPasses(classifier, weight.device) if self.layout == "varlen" else None
+
+    def warm_up(self, row: Row) -> None:
+        """Run the shapes of first requests once; on CUDA, capture the graphs."""
+        for n in WARM_UP_ROWS:
+            self([row] * n)
+        if self._cuda is not None:
+            self._cuda.capture()
+
+    @torch.inference_mode()
+    def launch(self, rows: Sequence[Row]) -> Callable[[], Array]:
+        """Start a pass; what is returned waits for its logits (B, C)."""
+        config = self._classifier.config
+        batch = make_batch(rows, self.layout, config.pad_id, config.first_position)
+        if self._cuda is not None:
+            return self._cuda.launch(batch)
+        logits = self._classifier(batch.to(self._device))
+        return lambda: logits.cpu().numpy()
+
+    def __call__(self, rows: Sequence[Row]) -> Array:
+        """The logits (B, C) of one pass."""
+        return self.launch(rows)()
+
+
 def forward_rows(
     classifier: Classifier,
     rows: Sequence[Row],
@@ -34,13 +67,20 @@ def forward_rows(
 
     on_pass hears how many rows each pass answered. Sets the classifier to evaluation mode.
     """
-    classifier.eval()
-    config, weight = classifier.config, classifier.encoder.embeddings.tokens.weight
-    layout = choose_layout(weight.device, weight.dtype, config)
+    forward = Forward(classifier.eval())
     logits = np.empty((len(rows), classifier.head.out.out_features), dtype=np.float32)
-    for indices in plan_passes([len(row.ids) for row in rows], pass_tokens):
-        batch = make_batch([rows[i] for i in indices], layout, config.pad_id, config.first_position)
-        logits[indices] = classifier(batch.to(weight.device)).cpu().numpy()
+
+    def collect(indices: list[int], wait: Callable[[], Array]) -> None:
+        logits[indices] = wait()
         if on_pass is not None:
             on_pass(len(indices))
+
+    before = None
+    for indices in plan_passes([len(row.ids) for row in rows], pass_tokens):
+        launched = indices, forward.launch([rows[i] for i in indices])
+        if before is not None:
+            collect(*before)  # while the next one computes
+        before = launched
+    if before is not None:
+        collect(*before)
     return logits

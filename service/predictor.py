@@ -7,15 +7,15 @@ the cores. Called by service/models.py; the batcher decides what is in a pass.
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
-from model.batch import choose_layout, make_batch
 from model.device import PRECISIONS, choose_precision
+from model.forward import Forward
 from model.scores import label_sets, probabilities
 from service.errors import Failed, ServiceError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 KNOWN_TEXT = "to be or not to be, that is the question"  # answered at warm-up
-WARM_UP_ROWS = (1, 2, 8, 32)
 FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
 
 
@@ -65,8 +64,7 @@ class Predictor:
     def __init__(self, bundle: Bundle, device: torch.device, precision: str = "auto") -> None:
         self.bundle, self.device = bundle, device
         self.dtype = choose_precision(precision, device)
-        self._classifier = bundle.classifier.to(device, self.dtype).eval()
-        self._layout = choose_layout(device, self.dtype, bundle.classifier.config)
+        self._forward = Forward(bundle.classifier.to(device, self.dtype).eval())
         [self.known_row] = bundle.tokenizer.encode([KNOWN_TEXT], bundle.max_tokens)
 
     @property
@@ -82,22 +80,19 @@ class Predictor:
     @property
     def packed(self) -> bool:
         """Whether its passes hold no padding."""
-        return self._layout != "padded"
+        return self._forward.layout != "padded"
 
-    @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
-        config = self._classifier.config
-        batch = make_batch(rows, self._layout, config.pad_id, config.first_position)
-        logits = self._classifier(batch.to(self.device)).cpu().numpy()
+        logits = self._forward(rows)
         calibration, problem = self.bundle.calibration, self.bundle.problem_type
         scores = probabilities(logits, problem, calibration.temperature)
         sets = label_sets(scores, problem, calibration)
         in_sets = [None] * len(rows) if sets is None else sets.tolist()
-        parts = zip(np.isfinite(logits).all(axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
+        is_number = [all(map(math.isfinite, row)) for row in logits.tolist()]
+        parts = zip(is_number, logits.tolist(), scores.tolist(), in_sets, strict=True)
         return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]
 
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
-        for n in WARM_UP_ROWS:
-            self([self.known_row] * n)
+        self._forward.warm_up(self.known_row)

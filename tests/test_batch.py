@@ -26,7 +26,7 @@ def test_a_batch_holds_every_token_and_returns_to_the_callers_order(n: list[int]
     rows = [Row([i + 1] * length) for i, length in enumerate(n)]
     batch = make_batch(rows, layout)
     firsts = torch.cat([batch.ids[s.span].view(s.rows, s.length)[:, 0] for s in batch.segments])
-    assert firsts[batch.back].tolist() == [i + 1 for i in range(len(n))]
+    assert (firsts if batch.back is None else firsts[batch.back]).tolist() == [i + 1 for i in range(len(n))]
     assert int((batch.ids > 0).sum()) == sum(n)
     if layout == "packed":
         assert batch.keep is None
