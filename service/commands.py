@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 
 from tqdm import tqdm
 
+from model.location import local_folder, parse_location
 from service.settings import Settings, load_settings, parse_specs
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed serve`: one for each setting."""
-    parser.add_argument("models", nargs="*", metavar="[NAME=]BUNDLE", help="default: the model that comes with Heed")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="[NAME=]LOCATION",
+        help="a bundle's folder or hf:OWNER/REPO[@REVISION]; default: the model that comes with Heed",
+    )
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings by name")
     for name, field in Settings.model_fields.items():
         if name != "models":
@@ -34,11 +40,13 @@ def serve_command(args: argparse.Namespace) -> int:
     """Serve until it is stopped."""
     flags = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) not in (None, [])}
     settings = load_settings(flags, args.config)
-    for spec in parse_specs(settings.models):
-        print(f"heed serve: {spec.name} from {spec.folder}", file=sys.stderr)
+    specs = parse_specs(settings.models)
+    for spec in specs:
+        print(f"heed serve: {spec.name} from {spec.location}", file=sys.stderr)
+    folders = [f"{spec.name}={local_folder(spec.location)}" for spec in specs]  # once, and not in every replica
     from service.launch import serve_forever
 
-    serve_forever(settings)
+    serve_forever(settings.model_copy(update={"models": folders}))
     return 0
 
 
@@ -49,7 +57,9 @@ def _metavar(field: FieldInfo) -> str:
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed predict`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint, or hf:OWNER/REPO[@REVISION]"
+    )
     parser.add_argument(
         "file",
         nargs="?",
@@ -73,7 +83,9 @@ def predict_command(args: argparse.Namespace) -> int:
 
     if args.top_k is not None and args.top_k < 1:
         raise ValueError(f"--top-k is not at least 1: {args.top_k}")
-    predictor = Predictor(load_bundle(args.bundle), choose_device(args.device), args.precision)
+    predictor = Predictor(
+        load_bundle(local_folder(parse_location(args.bundle))), choose_device(args.device), args.precision
+    )
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(written_whole(args.out)) if args.out else sys.stdout
         bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))

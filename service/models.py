@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.bundle import load_bundle
 from model.device import choose_device
+from model.location import LocationError, local_folder
 from model.manifest import BundleError
 from service import metrics
 from service.batching import Batcher
@@ -74,11 +75,11 @@ class Models:
         self._loops: list[asyncio.Task[None]] = []
 
     def _load(self, spec: Spec, settings: Settings) -> ServedModel:
-        """Load and warm up. Raises BundleError where the bundle cannot be trusted."""
+        """Load and warm up. Raises LocationError where there is no bundle, BundleError where it cannot be trusted."""
         start = time.monotonic()
         try:
-            model = ServedModel(spec.name, load_bundle(spec.folder), self._compute, settings)
-        except BundleError:
+            model = ServedModel(spec.name, load_bundle(local_folder(spec.location)), self._compute, settings)
+        except (LocationError, BundleError):
             metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
             raise
         self._compute.call(model.predictor.warm_up)

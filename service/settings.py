@@ -20,6 +20,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from model.location import Location, parse_location
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,22 +32,26 @@ SENTIMENT = Path(__file__).parent.parent / "model" / "bundles" / "sentiment"  # 
 
 @dataclass(frozen=True)
 class Spec:
-    """Which bundle is served under which name."""
+    """Which model is served under which name."""
 
     name: str
-    folder: Path
+    location: Location
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """NAME=LOCATION, or a LOCATION that is named after its folder. Raises ValueError naming the spec."""
-        name, equals, location = text.partition("=")
-        folder = Path(location if equals else name)
-        name = name if equals else folder.resolve().name
+        """NAME=LOCATION, or a LOCATION that is named after its folder or repository.
+
+        Raises ValueError naming the spec. What is on the hub is not looked for yet.
+        """
+        name, equals, where = text.partition("=")
+        location = parse_location(where if equals else text)
+        if isinstance(location, Path) and not location.is_dir():
+            raise ValueError(f"no bundle folder: {location}")
+        location = location.resolve() if isinstance(location, Path) else location
+        name = name if equals else location.name
         if not name or "@" in name:
             raise ValueError(f"a model's name is not empty and has no @: {text}")
-        if not folder.is_dir():
-            raise ValueError(f"no bundle folder: {folder}")
-        return cls(name, folder.resolve())
+        return cls(name, location)
 
 
 def parse_specs(texts: Sequence[str]) -> list[Spec]:
@@ -54,7 +60,7 @@ def parse_specs(texts: Sequence[str]) -> list[Spec]:
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two models have one name, give one another with NAME=BUNDLE: {name}")
+            raise ValueError(f"two models have one name, give one another with NAME=LOCATION: {name}")
     return specs
 
 
@@ -73,7 +79,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
 
-    models: Annotated[list[str], NoDecode, Field(description="what to serve: [NAME=]BUNDLE, separated by commas")] = []
+    models: Annotated[
+        list[str], NoDecode, Field(description="what to serve: [NAME=]LOCATION, separated by commas")
+    ] = []
     host: Annotated[str, Field(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port of HTTP")] = 8000
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hub import Hub
 from samples import TINY, rows
 
 from model.bundle import Bundle, load_bundle
@@ -14,7 +15,7 @@ from training.data import read_dataset
 from training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -44,3 +45,21 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(bundle_folder: Path) -> Bundle:
     """The same, loaded."""
     return load_bundle(bundle_folder)
+
+
+@pytest.fixture
+def hub(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with that bundle as somebody/mood, and an empty cache, for this process and those that it starts."""
+    with Hub({"somebody/mood": bundle_folder}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        constants = {  # what the library has made of them when it was imported
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": running.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        yield running

@@ -104,6 +104,13 @@ def test_pods_carry_our_label_and_the_fast_path_and_pass_the_restricted_profile(
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_a_worker_can_keep_a_model_of_the_hub(pods: list[dict[str, Any]]) -> None:
+    assert " HOME=/tmp " in DOCKERFILE  # below which the hub's library keeps its downloads
+    spec = pods[-1]["spec"]
+    assert {"name": "tmp", "mountPath": "/tmp"} in spec["containers"][0]["volumeMounts"]
+    assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
+
+
 def test_the_head_runs_no_replica_and_the_clusters_token_has_a_known_name(spec: dict[str, Any]) -> None:
     cluster = spec["rayClusterConfig"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = {"model", "service", "training"}
 MAY_IMPORT = {
-    "model": {"torch", "tokenizers", "safetensors", "numpy"},
+    "model": {"torch", "tokenizers", "safetensors", "numpy", "huggingface_hub"},
     "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
     "service": {
         "model",

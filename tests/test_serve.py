@@ -31,6 +31,8 @@ from service.predictor import Predictor, Scored
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hub import Hub
+
     from service.errors import ServiceError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -224,6 +226,14 @@ def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(bund
             assert float(line.split()[-1]) == 80
     server.stop(signal.SIGKILL)
     assert server.is_gone(within_s=10)
+
+
+def test_a_model_of_the_hub_is_downloaded_once_for_all_replicas(hub: Hub) -> None:
+    server = Server("hf:somebody/mood", "--replicas", "2")
+    assert server.classify(["a lovely film"], model="mood").json()["results"][0]["labels"][0]["label"] == "positive"
+    assert len(hub.asked) == len(set(hub.asked))
+    assert hub.downloaded.count("model.safetensors") == 1
+    assert server.stop() == 0
 
 
 def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: Path, tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from model.location import HubRepo
 from service.settings import Spec, load_settings, parse_specs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,11 +71,19 @@ def test_a_model_is_named_by_its_spec_or_its_folder(tmp_path: Path) -> None:
     assert Spec.parse(f"mood={tmp_path}") == Spec("mood", tmp_path)
 
 
+def test_a_model_of_the_hub_is_named_by_its_spec_or_its_repository() -> None:
+    assert Spec.parse("hf:somebody/Mood-2") == Spec("Mood-2", HubRepo("somebody/Mood-2"))
+    assert Spec.parse("hf:somebody/mood@refs/pr/1") == Spec("mood", HubRepo("somebody/mood", "refs/pr/1"))
+    assert Spec.parse("m=hf:somebody/mood@v1.0") == Spec("m", HubRepo("somebody/mood", "v1.0"))
+
+
 def test_specs_that_name_nothing_or_one_name_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no bundle folder"):
         parse_specs([str(tmp_path / "none")])
     with pytest.raises(ValueError, match="two models have one name.*: a"):
         parse_specs([f"a={tmp_path}", f"a={tmp_path}"])
+    with pytest.raises(ValueError, match="named hf:OWNER/REPO or hf:OWNER/REPO@REVISION, not: hf:mood"):
+        parse_specs(["hf:mood"])
     with pytest.raises(ValueError, match="has no @"):
         parse_specs([f"a@b={tmp_path}"])
 
@@ -85,4 +91,5 @@ def test_specs_that_name_nothing_or_one_name_twice_are_refused(tmp_path: Path) -
 def test_without_a_spec_the_model_that_comes_with_heed_is_served() -> None:
     [spec] = parse_specs([])
     assert spec.name == "sentiment"
-    assert (spec.folder / "heed.json").exists()
+    assert isinstance(spec.location, Path)
+    assert (spec.location / "heed.json").exists()

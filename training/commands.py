@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from model.bundle import load_bundle
 from model.device import choose_device
+from model.location import local_folder, parse_location
 from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import evaluate
@@ -39,9 +40,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write; must not exist")
     parser.add_argument(
         "--init",
-        type=Path,
-        metavar="FOLDER",
-        help="encoder to start from, with its tokenizer; default: from scratch",
+        metavar="LOCATION",
+        help="encoder to start from, with its tokenizer: a folder or hf:OWNER/REPO[@REVISION]; default: from scratch",
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
@@ -64,7 +64,7 @@ def train_command(args: argparse.Namespace) -> int:
         dev_set,
         test_set,
         args.out,
-        init=args.init,
+        init=local_folder(parse_location(args.init)) if args.init else None,
         device=choose_device(args.device),
         resume=args.resume,
         command=shlex.join(["heed", *sys.argv[1:]]),
@@ -81,7 +81,9 @@ def train_command(args: argparse.Namespace) -> int:
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed evaluate`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint, or hf:OWNER/REPO[@REVISION]"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled rows")
     parser.add_argument("--report", type=Path, metavar="DIR", help="folder to write evaluation.txt and metrics.json to")
     _add_data_arguments(parser)
@@ -89,7 +91,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Measure a bundle on labelled rows."""
-    bundle = load_bundle(args.bundle)
+    bundle = load_bundle(local_folder(parse_location(args.bundle)))
     bundle.classifier.to(choose_device(args.device))
     dataset = _read(args.data, args)
     assert dataset is not None
