@@ -87,6 +87,10 @@ class CudaPasses:
                 logits = self._classifier(self._upload(batch))
             return self._download(logits[:rows])
 
+    def graph_for(self, tokens: int) -> torch.cuda.CUDAGraph:
+        """The graph that a row of so many tokens takes, to measure it. Raises KeyError where there is none."""
+        return self._graphs[choose_bucket(tokens, 1) or 0].graph
+
     def _upload(self, batch: Batch) -> Batch:
         """The batch on the device, copied while the device still computes what was launched before."""
         assert batch.cu_seqlens is not None
