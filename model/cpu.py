@@ -1,0 +1,212 @@
+"""A classifier as a CPU runs it fastest: weights laid out once for oneDNN, activations fused, int8 where asked.
+
+PyTorch's own linear layer lays the weight out for the processor at every call, and copies the bias. What comes
+out of pack() and quantize() shares the embeddings, norms and head of the classifier that went in, and computes
+the same function; it can neither be trained nor saved. Figures: benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import make_batch
+from model.device import has_native_bf16
+from model.encoder import ACTIVATIONS
+from model.tokens import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model.encoder import Classifier, EncoderConfig
+
+# Scale.write uses what PyTorch will drop one day: multiply, add, clamp and convert take twice the time today.
+warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+
+FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), "identity": ("none", "")}
+CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 64  # random ones; more of them, or real texts, change no label more
+
+
+class PackedLinear(nn.Module):
+    """Linear layer and activation in one call, its weight laid out for the processor."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "identity") -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.fused = FUSED[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, inputs) -> (T, outputs)."""
+        name, algorithm = self.fused
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        return y
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How numbers are written in 8 bits: x = scale * (byte - zero)."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Scale:
+        """The finest scale that writes low, 0 and high."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max(high - low, 1e-6) / 255
+        return cls(scale, round(-low / scale))
+
+    def write(self, x: Tensor) -> Tensor:
+        """Numbers -> bytes; what lies beyond low and high becomes low or high."""
+        return torch.quantize_per_tensor(x.float(), self.scale, self.zero, torch.quint8).int_repr()
+
+
+class QuantizedLinear(nn.Module):
+    """Linear layer on bytes: inputs on one fixed scale, weights with a scale for each output.
+
+    The scale of the inputs does not depend on what is in the pass, and the sums are of whole numbers: a row does
+    not depend on its neighbours. `out` is the type of the result, or the scale on which it is written in bytes.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, inputs: Scale, out: torch.dtype | Scale, activation: str = "identity"
+    ) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        self.scales = weight.abs().amax(1).clamp(min=1e-12) / 127  # (outputs,)
+        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.inputs, self.fused = inputs, FUSED[activation]
+        self.out = out if isinstance(out, Scale) else Scale(1.0, 0)
+        self.dtype = torch.uint8 if isinstance(out, Scale) else out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, inputs), numbers or bytes -> (T, outputs)."""
+        x = x if x.dtype == torch.uint8 else self.inputs.write(x)
+        name, algorithm = self.fused
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, self.inputs.scale, self.inputs.zero, self.weight, self.scales, self.zeros, self.bias,
+            self.out.scale, self.out.zero, self.dtype, name, [], algorithm,
+        )  # fmt: skip
+        return y
+
+
+class FastBlock(nn.Module):
+    """model.encoder.Block for inference, of linear layers made by `linear`; residuals are added in place."""
+
+    def __init__(self, block: Any, config: EncoderConfig, linear: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.pre, self.gated = block.pre, config.gated
+        fuse = config.activation in FUSED and not config.gated
+        self.activation = ACTIVATIONS["identity" if fuse else config.activation]
+        self.attention_norm, self.feed_forward_norm = block.attention_norm, block.feed_forward_norm
+        attention: Any = copy.copy(block.attention)
+        attention._modules = dict(block.attention._modules)
+        attention.qkv, attention.out = linear(block.attention.qkv, mixes=True), nn.Identity()
+        self.attention = attention
+        self.out = linear(block.attention.out)
+        down = block.feed_forward.down
+        fused = {"activation": config.activation, "then": down} if fuse else {}
+        self.up, self.down = linear(block.feed_forward.up, **fused), linear(down)
+
+    def forward(self, x: Tensor, view: object) -> Tensor:
+        """(T, D) -> (T, D)."""
+        h = self.attention_norm(x) if self.pre else x
+        x = self.out(self.attention(h, view)).add_(x)
+        x = x if self.pre else self.attention_norm(x)
+        h = self.up(self.feed_forward_norm(x) if self.pre else x)
+        if self.gated:
+            h, gate = h.chunk(2, dim=-1)
+            h = self.activation(h) * gate
+        else:
+            h = self.activation(h)
+        x = self.down(h).add_(x)
+        return x if self.pre else self.feed_forward_norm(x)
+
+
+def has_packed_kernels(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch lays out weights of a type for this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def has_int8_kernels() -> bool:
+    """Whether the processor multiplies bytes (VNNI or AMX); else int8 is slower than bf16 and fp32, or inexact."""
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
+
+
+def pack(classifier: Classifier) -> Classifier:
+    """The same function in the same precision (fp32 or bf16), for inference alone."""
+    dtype = classifier.encoder.embeddings.tokens.weight.dtype
+    if not has_packed_kernels(dtype):
+        return classifier
+
+    def linear(layer: nn.Linear, activation: str = "identity", **_: object) -> nn.Module:
+        return PackedLinear(layer, activation)
+
+    return _with_blocks(classifier, linear)
+
+
+def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
+    """Close to the same function with the products of the blocks in int8; the classifier is in fp32.
+
+    The scales of the inputs are those that `rows` and rows of random tokens need.
+    """
+    scales = _scales(classifier, [*rows, *_random_rows(classifier.config)])
+    mixes_in_fp32 = classifier.config.relative is not None or not has_native_bf16(torch.device("cpu"))
+    mixed = torch.float32 if mixes_in_fp32 else torch.bfloat16  # what attention computes in
+
+    def linear(
+        layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None, *, mixes: bool = False
+    ) -> nn.Module:
+        out = scales[then] if then is not None else mixed if mixes else torch.float32
+        return QuantizedLinear(layer, scales[layer], out, activation)
+
+    return _with_blocks(classifier, linear)
+
+
+def _with_blocks(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:
+    """A classifier that shares everything with another but the blocks."""
+    fast = copy.deepcopy(classifier, memo={id(x): x for x in classifier.parameters()})
+    blocks = [FastBlock(block, classifier.config, linear) for block in classifier.encoder.blocks]
+    fast.encoder.blocks = nn.ModuleList(blocks)
+    return fast.eval()
+
+
+@torch.inference_mode()
+def _scales(classifier: Classifier, rows: Sequence[Row]) -> dict[nn.Module, Scale]:
+    """For each linear layer, the scale that writes all its inputs of these rows."""
+    spans: dict[nn.Module, tuple[float, float]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        low, high = (float(x) for x in inputs[0].aminmax())
+        before = spans.get(layer, (low, high))
+        spans[layer] = min(low, before[0]), max(high, before[1])
+
+    layers = [m for m in classifier.encoder.blocks.modules() if isinstance(m, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        config = classifier.config
+        classifier.eval()(make_batch(rows, "packed", config.pad_id, config.first_position))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {layer: Scale.of(*span) for layer, span in spans.items()}
+
+
+def _random_rows(config: EncoderConfig) -> list[Row]:
+    """Rows of random tokens, the same at every call."""
+    rng = random.Random(0)
+    longest = min(config.max_tokens, CALIBRATION_TOKENS)
+    lengths = [rng.randint(1, longest) for _ in range(CALIBRATION_ROWS)]
+    return [Row([rng.randrange(config.vocab_size) for _ in range(n)]) for n in lengths]
