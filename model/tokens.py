@@ -90,10 +90,7 @@ class Tokenizer:
     def encode(self, texts: Sequence[Text], max_tokens: int) -> list[Row]:
         """Rows of at most max_tokens tokens; the end of a longer text is cut, of a pair the longer side."""
         encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [
-            _row(e) if len(e) <= max_tokens else self._truncated(text, len(e), max_tokens)
-            for text, e in zip(texts, encodings, strict=True)
-        ]
+        return [_row(e) if len(e) <= max_tokens else _cut(e, max_tokens) for e in encodings]
 
     def offsets(self, text: str, max_tokens: int) -> list[tuple[int, int]]:
         """Start and end character in `text` of each token of its row; (0, 0) for special tokens."""
@@ -102,21 +99,28 @@ class Tokenizer:
         offsets: list[tuple[int, int]] = self._raw.post_process(encoding).offsets
         return offsets
 
-    def _truncated(self, text: Text, tokens: int, max_tokens: int) -> Row:
-        """Cut before the special tokens go in, so that the last one is still there."""
-        parts = [
-            self._raw.encode(part, add_special_tokens=False) for part in ((text,) if isinstance(text, str) else text)
-        ]
-        keep = fit([len(part) for part in parts], max_tokens - self._num_special[len(parts) == 2])
-        for part, n in zip(parts, keep, strict=True):
-            part.truncate(n)
-        whole = self._raw.post_process(parts[0], parts[1] if len(parts) == 2 else None)
-        return _row(whole, truncated=tokens - max_tokens)
+
+def _row(whole: Encoding) -> Row:
+    types = whole.type_ids
+    return Row(whole.ids, types if any(types) else None)
 
 
-def _row(encoding: Encoding, truncated: int = 0) -> Row:
-    types = encoding.type_ids
-    return Row(encoding.ids, types if any(types) else None, truncated)
+def _cut(whole: Encoding, max_tokens: int) -> Row:
+    """The row of a text that is longer; its special tokens stay. (Encoding.truncate would keep all it cuts off.)"""
+    sides = _sides(whole)
+    keep = fit([len(side) for side in sides], max_tokens - len(whole) + sum(map(len, sides)))
+    ids, types = whole.ids, whole.type_ids
+    for side, n in sorted(zip(sides, keep, strict=True), key=lambda cut: -cut[0].start):  # the last first
+        del ids[side.start + n : side.stop], types[side.start + n : side.stop]
+    return Row(ids, types if any(types) else None, truncated=len(whole) - max_tokens)
+
+
+def _sides(whole: Encoding) -> tuple[range, range]:
+    """Where the tokens of the first text and of the second lie among those of the row; empty where it has none."""
+    side_of = whole.sequence_ids
+    starts = [side_of.index(n) if n in side_of else 0 for n in (0, 1)]
+    first, second = (range(start, start + side_of.count(n)) for n, start in enumerate(starts))
+    return first, second
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:

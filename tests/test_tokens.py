@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,13 @@ def test_a_long_pair_loses_tokens_of_its_longer_side(tokenizer: Tokenizer) -> No
     assert row.tokens == 12
     assert row.types is not None
     assert row.ids[: row.types.index(1)] == short.ids[: (short.types or []).index(1)]
+
+
+def test_a_pair_of_two_very_long_texts_is_cut_in_the_memory_of_its_texts(tokenizer: Tokenizer) -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [row] = tokenizer.encode([("a " * 8_000, "b " * 8_000)], 64)
+    assert (row.tokens, row.types) == (64, [0] * 32 + [1] * 32)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000  # KiB
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=2), st.integers(0, 60))
