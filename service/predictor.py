@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from model.bundle import Bundle
+    from model.scores import Array
     from model.tokens import Row
 
 Result = TypeVar("Result")
@@ -88,15 +89,18 @@ class Predictor:
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
         batch = make_batch(rows, self._layout, self._classifier.config.pad_id)
-        logits = self._classifier(batch.to(self.device)).cpu().numpy()
-        calibration, problem = self.bundle.calibration, self.bundle.problem_type
-        scores = probabilities(logits, problem, calibration.temperature)
-        sets = label_sets(scores, problem, calibration)
-        in_sets = [None] * len(rows) if sets is None else sets.tolist()
-        parts = zip(np.isfinite(logits).all(axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
-        return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]
+        return score(self.bundle, self._classifier(batch.to(self.device)).cpu().numpy())
 
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
         for n in WARM_UP_ROWS:
             self([self.known_row] * n)
+
+
+def score(bundle: Bundle, logits: Array) -> list[Scored | ServiceError]:
+    """Calibrated answers of logits (N, C), Failed where one is not a number."""
+    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
+    sets = label_sets(scores, bundle.problem_type, bundle.calibration)
+    in_sets = [None] * len(logits) if sets is None else sets.tolist()
+    parts = zip(np.all(np.isfinite(logits), axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
+    return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]
