@@ -68,7 +68,7 @@ class Tokenizer:
         self._raw = RawTokenizer.from_str(tokenizer_json)
         self._raw.no_truncation()
         self._raw.no_padding()
-        self._num_special = {pair: self._raw.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)}
+        self._num_special = self._raw.num_special_tokens_to_add(is_pair=False)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -128,7 +128,7 @@ class Tokenizer:
     def offsets(self, text: str, max_tokens: int) -> list[tuple[int, int]]:
         """Start and end character in `text` of each token of its row; (0, 0) for special tokens."""
         encoding = self._raw.encode(text, add_special_tokens=False)
-        encoding.truncate(max_tokens - self._num_special[False])
+        encoding.truncate(max_tokens - self._num_special)
         offsets: list[tuple[int, int]] = self._raw.post_process(encoding).offsets
         return offsets
 
