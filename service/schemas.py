@@ -56,9 +56,9 @@ class ClassifyRequest(BaseModel):
         OnLong,
         Field(
             description="What to do with a text that is longer than the model reads: truncate cuts its end, error "
-            "refuses it, window reads all of it in windows that overlap by a quarter. The logits of the windows are "
-            "pooled before calibration: their mean, or of a multi-label model the maximum of each label. A pair "
-            "is cut, or moves along, its longer side."
+            "refuses it, window reads all of it in windows that overlap by at least a quarter. The logits of the "
+            "windows are pooled before calibration: their mean, or of a multi-label model the maximum of each label. "
+            "A pair is cut, or moves along, its longer side."
         ),
     ] = "truncate"
     explain: Annotated[Literal[False], Field(description="Explanations are not there yet.")] = False
