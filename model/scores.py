@@ -1,15 +1,19 @@
 """Logits -> calibrated scores and label sets, and the fits behind them: pure functions over arrays.
 
-Letters: N texts, C labels. Fitted by training/finish.py, applied by service/predictor.py and training/evaluate.py.
+Letters: N texts, W windows of them, C labels.
+Fitted by training/finish.py, applied by service/predictor.py and training/evaluate.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array = NDArray[np.float32]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
@@ -52,6 +56,19 @@ def label_sets(scores: Array, problem: ProblemType, calibration: Calibration) ->
     if calibration.quantile is None:
         return None
     return scores >= np.float32(1 - calibration.quantile)
+
+
+def pool_windows(logits: Array, counts: Sequence[int], problem: ProblemType) -> Array:
+    """Logits of texts from those of their windows, before calibration; (W, C) -> (N, C).
+
+    The windows of a text stand together and counts (N,) says how many they are, at least one; they add up to W.
+    Single-label: the mean, in which every token counts alike as windows are of one length. Multi-label: the
+    maximum of each label, because a text is toxic if one part of it is.
+    """
+    first = np.cumsum([0, *counts[:-1]])
+    if problem == MULTI:
+        return np.asarray(np.maximum.reduceat(logits, first))
+    return np.asarray(np.add.reduceat(logits, first) / np.array(counts, dtype=np.float32)[:, None])
 
 
 def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:

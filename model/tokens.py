@@ -1,5 +1,7 @@
 """Text -> rows of token ids, with offsets where asked; truncation is reported, never silent.
 
+A text that is longer than the limit is cut to one row, or read in windows: several rows that overlap.
+
 A thin cover over Hugging Face `tokenizers`, whose Rust code releases the interpreter lock.
 Called by service (in a thread), training and model/bundle.py.
 """
@@ -30,6 +32,10 @@ SPECIAL_TOKENS = {
 
 Text: TypeAlias = str | tuple[str, str]  # a text, or a pair read together
 
+# Share of a window that the next one reads again. What an edge tears apart is whole in the neighbour if it is
+# no longer than this (of 256 tokens: 60, a few sentences), for a third more tokens to read.
+OVERLAP = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -49,6 +55,21 @@ class Row:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window(Row):
+    """A part of a text that is longer than the limit: a row with special tokens of its own.
+
+    start and end are characters of the text; first is the place of its first token among the text's tokens.
+    side says which text of a pair it moves along, 0 or 1, the other being whole in every window; None for
+    a text alone.
+    """
+
+    start: int
+    end: int
+    first: int
+    side: int | None
+
+
 class Tokenizer:
     """A trained tokenizer, made from the text of a tokenizer.json.
 
@@ -60,7 +81,7 @@ class Tokenizer:
         self._raw = RawTokenizer.from_str(tokenizer_json)
         self._raw.no_truncation()
         self._raw.no_padding()
-        self._num_special = {pair: self._raw.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)}
+        self._num_special = self._raw.num_special_tokens_to_add(is_pair=False)
 
     @classmethod
     def from_folder(cls, folder: Path, *, has_types: bool = True) -> Tokenizer:
@@ -112,32 +133,102 @@ class Tokenizer:
     def encode(self, texts: Sequence[Text], max_tokens: int) -> list[Row]:
         """Rows of at most max_tokens tokens; the end of a longer text is cut, of a pair the longer side."""
         encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=True)
+        return [self._row(e) if len(e) <= max_tokens else self._cut(e, max_tokens) for e in encodings]
+
+    def encode_windows(self, texts: Sequence[Text], max_tokens: int) -> list[list[Row]]:
+        """The rows of each text: one where it fits, else windows of exactly max_tokens tokens, in order.
+
+        A pair moves along its longer side. Where its shorter side takes more than half of the room, it is one
+        row, cut as by encode.
+        """
+        encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=True)
         return [
-            self._row(e) if len(e) <= max_tokens else self._truncated(text, len(e), max_tokens)
+            [self._row(e)] if len(e) <= max_tokens else self._windows(text, e, max_tokens)
             for text, e in zip(texts, encodings, strict=True)
         ]
 
     def offsets(self, text: str, max_tokens: int) -> list[tuple[int, int]]:
         """Start and end character in `text` of each token of its row; (0, 0) for special tokens."""
         encoding = self._raw.encode(text, add_special_tokens=False)
-        encoding.truncate(max_tokens - self._num_special[False])
+        encoding.truncate(max_tokens - self._num_special)
         offsets: list[tuple[int, int]] = self._raw.post_process(encoding).offsets
         return offsets
 
-    def _truncated(self, text: Text, tokens: int, max_tokens: int) -> Row:
-        """Cut before the special tokens go in, so that the last one is still there."""
-        parts = [
-            self._raw.encode(part, add_special_tokens=False) for part in ((text,) if isinstance(text, str) else text)
-        ]
-        keep = fit([len(part) for part in parts], max_tokens - self._num_special[len(parts) == 2])
-        for part, n in zip(parts, keep, strict=True):
-            part.truncate(n)
-        whole = self._raw.post_process(parts[0], parts[1] if len(parts) == 2 else None)
-        return self._row(whole, truncated=tokens - max_tokens)
+    def _types(self, whole: Encoding) -> list[int]:
+        return whole.type_ids if self.has_types else [0] * len(whole)
 
-    def _row(self, encoding: Encoding, truncated: int = 0) -> Row:
-        types = encoding.type_ids if self.has_types else []
-        return Row(encoding.ids, types if any(types) else None, truncated)
+    def _row(self, whole: Encoding) -> Row:
+        types = whole.type_ids if self.has_types else None
+        return Row(whole.ids, types if types and any(types) else None)
+
+    def _cut(self, whole: Encoding, max_tokens: int) -> Row:
+        """The row of a text that is longer; its special tokens stay. (Encoding.truncate would keep all it cuts off.)"""
+        sides = _sides(whole)
+        keep = fit([len(side) for side in sides], max_tokens - len(whole) + sum(map(len, sides)))
+        ids, types = whole.ids, self._types(whole)
+        for side, n in sorted(zip(sides, keep, strict=True), key=lambda cut: -cut[0].start):  # the last first
+            del ids[side.start + n : side.stop], types[side.start + n : side.stop]
+        return Row(ids, types if any(types) else None, truncated=len(whole) - max_tokens)
+
+    def _windows(self, text: Text, whole: Encoding, max_tokens: int) -> list[Row]:
+        """The windows of a text that is longer; only here are characters counted, which takes time."""
+        sides = _sides(whole)
+        side = 0 if len(sides[0]) >= len(sides[1]) else 1
+        moving, shorter = sides[side], sides[1 - side]
+        width = max_tokens - len(whole) + len(moving)  # tokens of the longer side in each window
+        if width < max(len(shorter), 1):
+            return [self._cut(whole, max_tokens)]
+        placed = self._raw.encode(text) if isinstance(text, str) else self._raw.encode(*text)
+        ids, types = whole.ids, self._types(whole)
+        head, tail = slice(0, moving.start), slice(moving.stop, None)
+        windows: list[Row] = []
+        for first in window_starts(len(moving), width):
+            part = slice(moving.start + first, moving.start + first + width)
+            part_types = types[head] + types[part] + types[tail]
+            windows.append(
+                Window(
+                    ids[head] + ids[part] + ids[tail],
+                    part_types if any(part_types) else None,
+                    start=_characters(placed, part.start)[0],
+                    end=_characters(placed, part.stop - 1)[1],
+                    first=first,
+                    side=None if isinstance(text, str) else side,
+                )
+            )
+        return windows
+
+
+def _characters(placed: Encoding, token: int) -> tuple[int, int]:
+    """Start and end, in its text, of what a token that is not special stands for."""
+    characters: tuple[int, int] | None = placed.token_to_chars(token)
+    assert characters is not None
+    return characters
+
+
+def _sides(whole: Encoding) -> tuple[range, range]:
+    """Where the tokens of the first text and of the second lie among those of the row; empty where it has none."""
+    side_of = whole.sequence_ids
+    starts = [side_of.index(n) if n in side_of else 0 for n in (0, 1)]
+    first, second = (range(start, start + side_of.count(n)) for n, start in enumerate(starts))
+    return first, second
+
+
+def window_starts(tokens: int, width: int) -> list[int]:
+    """Where windows of `width` tokens begin that together read all `tokens`; needs tokens > width >= 1.
+
+    They are spread evenly, so that all are full and neighbours share at least the OVERLAP, about equally much.
+    A last window that began where the others left off could be a stub of three tokens, with a say of its own.
+    """
+    step = width - int(width * OVERLAP)
+    last = tokens - width
+    steps = -(-last // step)
+    return [last * i // steps for i in range(steps + 1)]
+
+
+def tokens_of(rows: Sequence[Row]) -> int:
+    """Tokens of the text that these rows read, each counted once, special tokens included."""
+    last = rows[-1]
+    return last.tokens + (last.first if isinstance(last, Window) else 0)
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:

@@ -70,6 +70,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL to write; default: stdout")
     parser.add_argument("--top-k", type=int, metavar="N", help="labels per text; default: all")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
+    parser.add_argument(
+        "--on-long",
+        default="truncate",
+        choices=["truncate", "error", "window"],
+        help="what to do with a text that is longer than the model reads; default: truncate",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
 
@@ -78,7 +84,7 @@ def predict_command(args: argparse.Namespace) -> int:
     """Label the texts of a file, in order."""
     from model.bundle import load_bundle
     from model.device import choose_device
-    from service.predict import predict_texts, read_texts
+    from service.predict import predict_texts, read_file
     from service.predictor import Predictor
 
     if args.top_k is not None and args.top_k < 1:
@@ -89,7 +95,8 @@ def predict_command(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(written_whole(args.out)) if args.out else sys.stdout
         bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))
-        for answer in predict_texts(predictor, read_texts(args.file, args.text_column), args.top_k):
+        texts = read_file(args.file, args.text_column)
+        for answer in predict_texts(predictor, texts, args.top_k, args.on_long):
             print(answer.model_dump_json(exclude_none=True), file=sink)
             bar.update()
     return 0

@@ -86,7 +86,21 @@ class TooManyTokens(ServiceError):
     """Answers one text in its place: its neighbours are answered."""
 
     status, code = 422, "too_many_tokens"
-    template = "the text has {} tokens and the model reads {}: shorten it or send on_long=truncate"
+    template = "the text has {} tokens and the model reads {}: shorten it, or send on_long=truncate or window"
+
+
+class PairTooLong(ServiceError):
+    """Answers one pair in its place: its windows would be more of the same text than of the one they move along."""
+
+    status, code = 422, "pair_too_long"
+    template = "the shorter text takes over half of the {} tokens that are read: shorten it or send on_long=truncate"
+
+
+class TooManyWindows(ServiceError):
+    """Refuses a request that would keep everybody else waiting."""
+
+    status, code = 422, "too_many_windows"
+    template = "the windows of the long texts have over {} tokens: send fewer texts a request, or on_long=truncate"
 
 
 class Overloaded(ServiceError):

@@ -15,9 +15,11 @@ from model.bundle import load_bundle
 from model.device import choose_device
 from model.location import LocationError, local_folder
 from model.manifest import BundleError
+from model.tokens import Window
 from service import metrics
+from service.answers import read_texts, rows_of
 from service.batching import Batcher
-from service.errors import NoSuchModel
+from service.errors import NoSuchModel, TooManyWindows
 from service.predictor import ComputeThread, Predictor, Scored
 from service.settings import available_cores
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
     from model.bundle import Bundle
     from model.tokens import Row, Text
+    from service.answers import Reading
     from service.errors import ServiceError
+    from service.schemas import OnLong
     from service.settings import Settings, Spec
 
 log = logging.getLogger("heed")
@@ -60,10 +64,6 @@ class ServedModel:
                 self.is_broken = True
             raise
 
-    def tokenize(self, texts: Sequence[Text]) -> list[Row]:
-        """Rows that the model reads."""
-        return self.bundle.tokenizer.encode(texts, self.bundle.max_tokens)
-
 
 class Models:
     """All that a replica serves."""
@@ -71,6 +71,7 @@ class Models:
     def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
         self._compute = ComputeThread(settings.compute_threads or available_cores())
         self._tokenizers = ThreadPoolExecutor(1, "tokenize")
+        self._max_window_tokens = settings.max_queue_tokens
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
         self._loops: list[asyncio.Task[None]] = []
 
@@ -105,12 +106,20 @@ class Models:
             raise NoSuchModel(", ".join(f"{m.name}@{m.bundle.version}" for m in self))
         return model
 
-    async def tokenize(self, model: ServedModel, texts: Sequence[Text]) -> list[Row]:
-        """Rows of the texts, made in the tokenizer's thread."""
-        loop, rows = asyncio.get_running_loop(), []
+    async def tokenize(self, model: ServedModel, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:
+        """What is read of each text, made in the tokenizer's thread.
+
+        Raises TooManyWindows where those of the request are more than may wait: each is as long as the model
+        reads, and unlike texts nothing else limits how many there are.
+        """
+        loop, readings, window_tokens = asyncio.get_running_loop(), [], 0
         for part in slices(texts):
-            rows += await loop.run_in_executor(self._tokenizers, model.tokenize, part)
-        return rows
+            read = await loop.run_in_executor(self._tokenizers, read_texts, model.bundle, part, on_long)
+            window_tokens += sum(row.tokens for row in rows_of(read) if isinstance(row, Window))
+            if window_tokens > self._max_window_tokens:
+                raise TooManyWindows(self._max_window_tokens)
+            readings += read
+        return readings
 
     def start(self) -> None:
         """Start each model's loop, in the running event loop."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from model.batch import plan_passes
 from model.forward import PASS_TOKENS
 from model.records import FileError, check_unicode, read_records, records
+from service.answers import answer_texts, read_texts, rows_of
 from service.schemas import text_result
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from model.tokens import Text
     from service.errors import ServiceError
     from service.predictor import Predictor, Scored
-    from service.schemas import TextResult
+    from service.schemas import OnLong, TextResult
 
 CHUNK_ROWS = 2048  # read, sorted by length, answered and written together
 
 
-def read_texts(file: str, text_column: str) -> Iterator[Text]:
+def read_file(file: str, text_column: str) -> Iterator[Text]:
     """The texts and pairs of a data file, or of JSONL on stdin for -. Raises FileError at a bad row."""
     rows = records(sys.stdin.buffer, ".jsonl", "stdin") if file == "-" else read_records(Path(file))
     for line, fields in rows:
@@ -41,13 +42,16 @@ def read_texts(file: str, text_column: str) -> Iterator[Text]:
         yield text if pair is None else (text, pair)
 
 
-def predict_texts(predictor: Predictor, texts: Iterable[Text], top_k: int | None) -> Iterator[TextResult]:
+def predict_texts(
+    predictor: Predictor, texts: Iterable[Text], top_k: int | None, on_long: OnLong = "truncate"
+) -> Iterator[TextResult]:
     """An answer per text, in order."""
     bundle, remaining = predictor.bundle, iter(texts)
     while chunk := list(islice(remaining, CHUNK_ROWS)):
-        rows = bundle.tokenizer.encode(chunk, bundle.max_tokens)
-        answers: dict[int, Scored | ServiceError] = {}
+        readings = read_texts(bundle, chunk, on_long)
+        rows = rows_of(readings)
+        results: dict[int, Scored | ServiceError] = {}
         for indices in plan_passes([row.tokens for row in rows], PASS_TOKENS):
-            answers |= zip(indices, predictor([rows[i] for i in indices]), strict=True)
-        for i, row in enumerate(rows):
-            yield text_result(bundle.labels, row, answers[i], top_k)
+            results |= zip(indices, predictor([rows[i] for i in indices]), strict=True)
+        for answer in answer_texts(bundle, readings, (results[i] for i in range(len(rows)))):
+            yield text_result(bundle.labels, answer, top_k)

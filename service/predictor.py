@@ -7,11 +7,11 @@ the cores. Called by service/models.py; the batcher decides what is in a pass.
 from __future__ import annotations
 
 import asyncio
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from model.device import PRECISIONS, choose_precision
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from model.bundle import Bundle
+    from model.scores import Array
     from model.tokens import Row
 
 Result = TypeVar("Result")
@@ -84,15 +85,17 @@ class Predictor:
 
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
-        logits = self._forward(rows)
-        calibration, problem = self.bundle.calibration, self.bundle.problem_type
-        scores = probabilities(logits, problem, calibration.temperature)
-        sets = label_sets(scores, problem, calibration)
-        in_sets = [None] * len(rows) if sets is None else sets.tolist()
-        is_number = [all(map(math.isfinite, row)) for row in logits.tolist()]
-        parts = zip(is_number, logits.tolist(), scores.tolist(), in_sets, strict=True)
-        return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]
+        return score(self.bundle, self._forward(rows))
 
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
         self._forward.warm_up(self.known_row)
+
+
+def score(bundle: Bundle, logits: Array) -> list[Scored | ServiceError]:
+    """Calibrated answers of logits (N, C), Failed where one is not a number."""
+    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
+    sets = label_sets(scores, bundle.problem_type, bundle.calibration)
+    in_sets = [None] * len(logits) if sets is None else sets.tolist()
+    parts = zip(np.all(np.isfinite(logits), axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
+    return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]

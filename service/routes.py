@@ -17,8 +17,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from service import metrics
-from service.batching import Answer
-from service.errors import NotReady, ServiceError, TooManyTokens
+from service.answers import answer_texts, rows_of
+from service.errors import NotReady, ServiceError
 from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from model.tokens import Row
+    from service.answers import TextAnswer
+    from service.batching import Answer
     from service.http import Handler
     from service.models import Models, ServedModel
     from service.predictor import Scored
-    from service.schemas import ClassifyRequest
     from service.settings import Settings
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
@@ -73,20 +73,20 @@ class Service:
         model = self.models.find(request.model)
         parsed = time.perf_counter()
         async with deadline(request.timeout_ms or self.settings.timeout_ms):
-            rows = await self.models.tokenize(model, request.inputs)  # 2. texts -> token ids
+            readings = await self.models.tokenize(model, request.inputs, request.on_long)  # 2. texts -> token ids
             tokenized = time.perf_counter()
-            answers = await answer_rows(model, rows, request)  # 3. wait for a forward pass
-        results = [  # 4. shape the answer
-            text_result(model.bundle.labels, row, answer.result, request.top_k, raw_scores=request.raw_scores)
-            for row, answer in zip(rows, answers, strict=True)
+            passed = await model.batcher.submit(rows_of(readings))  # 3. wait for a forward pass
+        answers = answer_texts(model.bundle, readings, [row.result for row in passed])  # 4. pool windows
+        results = [  # 5. shape the answer
+            text_result(model.bundle.labels, answer, request.top_k, raw_scores=request.raw_scores) for answer in answers
         ]
-        observe(model, rows, answers, tokenized - parsed)
+        observe(model, answers, tokenized - parsed)
         response = ClassifyResponse(
             request_id=request_id(http),
             model=model.name,
             version=model.bundle.version,
             results=results,
-            timing_ms=timing(answers, tokenized - parsed, time.perf_counter() - started),
+            timing_ms=timing(passed, tokenized - parsed, time.perf_counter() - started),
         )
         return Response(response.model_dump_json(exclude_none=True), media_type="application/json")
 
@@ -196,37 +196,26 @@ class Service:
         return app
 
 
-async def answer_rows(model: ServedModel, rows: Sequence[Row], request: ClassifyRequest) -> list[Answer[Scored]]:
-    """An answer per row; with on_long=error, a row that was cut is refused alone."""
-    refused = {i for i, row in enumerate(rows) if row.truncated and request.on_long == "error"}
-    passed = iter(await model.batcher.submit([row for i, row in enumerate(rows) if i not in refused]))
-    limit = model.bundle.max_tokens
-    return [
-        Answer(TooManyTokens(row.tokens + row.truncated, limit), 0.0, 0.0) if i in refused else next(passed)
-        for i, row in enumerate(rows)
-    ]
-
-
-def timing(answers: Sequence[Answer[Scored]], tokenize_s: float, total_s: float) -> Timing:
+def timing(passed: Sequence[Answer[Scored]], tokenize_s: float, total_s: float) -> Timing:
     """Seconds -> ms, rounded to microseconds."""
 
     def ms(seconds: float) -> float:
         return round(seconds * 1000, 3)
 
     return Timing(
-        queue=ms(max(answer.queue_s for answer in answers)),
+        queue=ms(max((row.queue_s for row in passed), default=0.0)),
         tokenize=ms(tokenize_s),
-        forward=ms(max(answer.forward_s for answer in answers)),
+        forward=ms(max((row.forward_s for row in passed), default=0.0)),
         total=ms(total_s),
     )
 
 
-def observe(model: ServedModel, rows: Sequence[Row], answers: Sequence[Answer[Scored]], tokenize_s: float) -> None:
+def observe(model: ServedModel, answers: Sequence[TextAnswer], tokenize_s: float) -> None:
     """Count an answered request."""
     metrics.TOKENIZE_SECONDS.observe(tokenize_s)
-    metrics.TEXTS.labels(model.name, model.bundle.version).inc(len(rows))
-    metrics.TOKENS_READ.labels(model.name).inc(sum(row.tokens for row in rows))
-    metrics.TRUNCATED.labels(model.name).inc(sum(row.truncated > 0 for row in rows))
+    metrics.TEXTS.labels(model.name, model.bundle.version).inc(len(answers))
+    metrics.TOKENS_READ.labels(model.name).inc(sum(row.tokens for answer in answers for row in answer.rows))
+    metrics.TRUNCATED.labels(model.name).inc(sum(row.truncated > 0 for answer in answers for row in answer.rows))
     for answer in answers:
         if isinstance(answer.result, ServiceError):
             metrics.REFUSED.labels(answer.result.code).inc()

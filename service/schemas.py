@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from model.tokens import Row, Text
+    from model.tokens import Text
+    from service.answers import TextAnswer
     from service.predictor import Scored
     from service.settings import Settings
 
 
 MAX_DETAILS = 20
+OnLong = Literal["truncate", "error", "window"]
 
 
 class ClassifyRequest(BaseModel):
@@ -51,8 +53,13 @@ class ClassifyRequest(BaseModel):
     top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
     raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
     on_long: Annotated[
-        Literal["truncate", "error"],
-        Field(description="What to do with a text that is longer than the model reads."),
+        OnLong,
+        Field(
+            description="What to do with a text that is longer than the model reads: truncate cuts its end, error "
+            "refuses it, window reads all of it in windows that overlap by at least a quarter. The logits of the "
+            "windows are pooled before calibration: their mean, or of a multi-label model the maximum of each label. "
+            "A pair is cut, or moves along, its longer side."
+        ),
     ] = "truncate"
     explain: Annotated[Literal[False], Field(description="Explanations are not there yet.")] = False
     timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time, or 504.")] = None
@@ -124,6 +131,17 @@ class TextError(BaseModel):
     message: str
 
 
+class WindowResult(BaseModel):
+    """What the model says of one window of a text by itself."""
+
+    start: Annotated[int, Field(description="First character of the text that it reads.")]
+    end: Annotated[int, Field(description="The character after the last.")]
+    side: Annotated[
+        int | None, Field(description="Which text of a pair the window moves along, 0 or 1; the other is read whole.")
+    ] = None
+    labels: Annotated[list[LabelScore], Field(description="Best first, as many as of the text.")]
+
+
 class TextResult(BaseModel):
     """The answer to one text: labels, or error in their place."""
 
@@ -132,30 +150,41 @@ class TextResult(BaseModel):
         list[str] | None,
         Field(description="Conformal set, or the labels over their thresholds; absent if the model has none."),
     ] = None
-    tokens: Annotated[int | None, Field(description="Tokens that the model read, special tokens included.")] = None
+    tokens: Annotated[
+        int | None,
+        Field(description="Tokens of the text that the model read, each counted once, special tokens included."),
+    ] = None
     truncated_tokens: Annotated[int | None, Field(description="Tokens that were cut off.")] = None
+    windows: Annotated[
+        list[WindowResult] | None, Field(description="With on_long=window; absent where the text fit.")
+    ] = None
     error: TextError | None = None
 
 
 def text_result(
-    labels: Sequence[str],
-    row: Row,
-    scored: Scored | ServiceError,
-    top_k: int | None = None,
-    *,
-    raw_scores: bool = False,
+    labels: Sequence[str], answer: TextAnswer, top_k: int | None = None, *, raw_scores: bool = False
 ) -> TextResult:
     """One text's labels, best first, or its error."""
-    if isinstance(scored, ServiceError):
-        return TextResult(error=TextError(code=scored.code, message=str(scored)))
-    values = scored.logits if raw_scores else scored.scores
-    best = sorted(range(len(labels)), key=lambda i: -values[i])[:top_k]
-    in_set = scored.in_set
+
+    def best(scored: Scored) -> list[LabelScore]:
+        values = scored.logits if raw_scores else scored.scores
+        order = sorted(range(len(labels)), key=lambda i: -values[i])[:top_k]
+        return [LabelScore(label=labels[i], score=values[i]) for i in order]
+
+    whole = answer.result
+    if isinstance(whole, ServiceError):
+        return TextResult(error=TextError(code=whole.code, message=str(whole)))
+    in_set = whole.in_set
     return TextResult(
-        labels=[LabelScore(label=labels[i], score=values[i]) for i in best],
+        labels=best(whole),
         label_set=None if in_set is None else [label for label, inside in zip(labels, in_set, strict=True) if inside],
-        tokens=row.tokens,
-        truncated_tokens=row.truncated,
+        tokens=answer.tokens,
+        truncated_tokens=answer.rows[0].truncated,
+        windows=[
+            WindowResult(start=window.start, end=window.end, side=window.side, labels=best(scored))
+            for window, scored in answer.windows
+        ]
+        or None,
     )
 
 

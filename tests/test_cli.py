@@ -41,6 +41,23 @@ def test_predict_answers_in_order_what_the_service_would(
     assert right > 2850
 
 
+def test_the_end_of_a_long_text_counts_with_windows(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], capsys: Capture
+) -> None:
+    ends = {"positive": "lovely", "negative": "awful"}
+    data = str(
+        write_jsonl([{"text": "the film " * 40 + f"{word} " * 40, "label": label} for label, word in ends.items()])
+    )
+    found = {}
+    for on_long in ("truncate", "window"):
+        assert main(["evaluate", str(bundle_folder), "--data", data, "--on-long", on_long, "--json"]) == 0
+        found[on_long] = json.loads(capsys.readouterr().out)["accuracy"]["value"]
+        assert main(["predict", str(bundle_folder), data, "--on-long", on_long]) == 0
+        answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [len(a.get("windows", [])) > 1 for a in answers] == [on_long == "window"] * 2
+    assert found == {"truncate": 0.5, "window": 1.0}
+
+
 def test_predict_never_touches_its_input_and_leaves_no_half_written_file(
     bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
 ) -> None:

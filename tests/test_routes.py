@@ -92,6 +92,56 @@ def test_every_parameter_changes_the_answer(ask: Ask) -> None:
     assert short["labels"] == scores["labels"]
 
 
+def test_a_long_text_is_read_in_windows_that_answer_for_themselves_too(ask: Ask) -> None:
+    text = "a dull film " * 40 + "good lovely " * 60
+    options = {"top_k": 1, "raw_scores": True}
+    body = {"texts": ["a film", text], "on_long": "window", **options}
+    short, long = ask("/v1/classify", body).json()["results"]
+    assert "windows" not in short
+    assert (long["tokens"], long["truncated_tokens"]) == (242, 0)
+    windows = long["windows"]
+    assert (windows[0]["start"], windows[-1]["end"]) == (0, len(text) - 1)
+    parts = [text[window["start"] : window["end"]] for window in windows]
+    alone = ask("/v1/classify", {"texts": parts, **options}).json()["results"]
+    for window, part in zip(windows, alone, strict=True):
+        assert set(window) == {"start", "end", "labels"}
+        assert window["labels"][0]["label"] == part["labels"][0]["label"]
+        assert window["labels"][0]["score"] == pytest.approx(part["labels"][0]["score"], abs=1e-4)
+    assert [windows[0]["labels"][0]["label"], windows[-1]["labels"][0]["label"]] == ["negative", "positive"]
+
+
+def test_a_text_that_fits_gets_the_same_answer_however_long_ones_are_read(ask: Ask) -> None:
+    answers = [
+        ask("/v1/classify", {"texts": ["a lovely film"], "on_long": on_long}).json()["results"]
+        for on_long in ("truncate", "error", "window")
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_pair_is_read_in_windows_of_its_longer_side(ask: Ask) -> None:
+    pairs = [["a film", "good " * 100], ["good " * 100, "dull " * 100]]
+    long, refused = ask("/v1/classify", {"pairs": pairs, "on_long": "window"}).json()["results"]
+    assert {window["side"] for window in long["windows"]} == {1}
+    assert long["windows"][-1]["end"] == len("good " * 100) - 1
+    assert refused["error"]["code"] == "pair_too_long"
+
+
+def test_windows_of_more_tokens_than_may_wait_are_refused(bundle_folder: Path) -> None:
+    settings = Settings(max_queue_tokens=300, max_batch_tokens=128)
+    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
+    app = service.asgi()
+
+    async def ask_both() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            bodies = [{"texts": ["good " * n], "on_long": "window"} for n in (150, 1000)]
+            return [await client.post("/v1/classify", json=body) for body in bodies]
+
+    few, many = asyncio.run(ask_both())
+    assert len(few.json()["results"][0]["windows"]) == 3
+    assert (many.status_code, many.json()["error"]["code"]) == (422, "too_many_windows")
+
+
 def test_scores_are_calibrated(ask: Ask, bundle: Bundle) -> None:
     def values(**options: object) -> list[float]:
         [result] = ask("/v1/classify", {"texts": ["a film"], **options}).json()["results"]
@@ -131,7 +181,7 @@ def test_pairs_are_read_together(ask: Ask) -> None:
         ({"texts": ["a"], "raw_scores": "yes"}, 422, "invalid_request", "raw_scores"),
         ({"texts": ["a"], "explain": True}, 422, "invalid_request", "explain"),
         ({str(n): n for n in range(10_000)}, 422, "invalid_request", "there is no such field"),
-        ({"texts": ["a"], "on_long": "window"}, 422, "invalid_request", "on_long"),
+        ({"texts": ["a"], "on_long": "windows"}, 422, "invalid_request", "on_long"),
         ({"texts": ["a"], "timeout_ms": -1}, 422, "invalid_request", "timeout_ms"),
         ({"texts": ["a"], "colour": 1}, 422, "invalid_request", "there are: texts, pairs, model"),
         ({"texts": ["a"], "model": "nobody"}, 404, "no_such_model", "mood@"),
@@ -221,6 +271,7 @@ def test_the_documentation_is_what_validates(ask: Ask) -> None:
     [texts] = [s for s in schema["properties"]["texts"]["anyOf"] if s["type"] == "array"]
     assert (texts["maxItems"], texts["items"]["maxLength"]) == (50, 20_000)
     assert schema["additionalProperties"] is False
+    assert schema["properties"]["on_long"]["enum"] == ["truncate", "error", "window"]
     assert set(document["paths"]["/v1/classify"]["post"]["responses"]) >= {
         "200",
         "400",

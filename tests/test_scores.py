@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.scores import MULTI, SINGLE, Calibration, fit_quantile, fit_temperature, label_sets, probabilities
+from model.scores import (
+    MULTI,
+    SINGLE,
+    Calibration,
+    ProblemType,
+    fit_quantile,
+    fit_temperature,
+    label_sets,
+    pool_windows,
+    probabilities,
+)
 
 
 def logits_and_labels(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,3 +71,20 @@ def test_nothing_is_fitted_on_too_few_examples() -> None:
         fit_temperature(logits, labels)
     with pytest.raises(ValueError, match="noise: 99"):
         fit_quantile(probabilities(logits, SINGLE), labels, 0.9)
+
+
+WINDOWS = np.array([[1, -1], [4, 0], [-2, 4], [7, 8]], dtype=np.float32)
+
+
+def test_windows_are_pooled_to_their_mean_and_independent_labels_to_their_maximum() -> None:
+    np.testing.assert_array_equal(pool_windows(WINDOWS, [3, 1], SINGLE), [[1, 1], [7, 8]])
+    np.testing.assert_array_equal(pool_windows(WINDOWS, [3, 1], MULTI), [[4, 4], [7, 8]])
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI])
+def test_a_text_of_one_window_is_pooled_to_itself_and_a_window_that_is_no_number_is_not_hidden(
+    problem: ProblemType,
+) -> None:
+    np.testing.assert_array_equal(pool_windows(WINDOWS, [1] * 4, problem), WINDOWS)
+    broken = np.array([[np.nan, 1], [0, 1]], dtype=np.float32)
+    assert np.isnan(pool_windows(broken, [2], problem)[0, 0])

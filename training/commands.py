@@ -85,6 +85,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint, or hf:OWNER/REPO[@REVISION]"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled rows")
+    parser.add_argument(
+        "--on-long",
+        default="truncate",
+        choices=["truncate", "window"],
+        help="read a text that is too long cut, or in windows; default: truncate",
+    )
     parser.add_argument("--report", type=Path, metavar="DIR", help="folder to write evaluation.txt and metrics.json to")
     _add_data_arguments(parser)
 
@@ -95,8 +101,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
     bundle.classifier.to(choose_device(args.device))
     dataset = _read(args.data, args)
     assert dataset is not None
-    with tqdm(total=len(dataset.examples), desc="evaluate", unit="row", leave=False, disable=None) as bar:
-        evaluation = evaluate(bundle, dataset, on_pass=bar.update)
+    rows = len(dataset.examples) if args.on_long == "truncate" else None  # how many windows there are shows later
+    with tqdm(total=rows, desc="evaluate", unit="row", leave=False, disable=None) as bar:
+        evaluation = evaluate(bundle, dataset, bar.update, args.on_long)
     as_json = json.dumps(evaluation.to_dict(), ensure_ascii=False)
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)

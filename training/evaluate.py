@@ -6,12 +6,12 @@ Letters: N examples, C labels.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from model.forward import forward_rows
-from model.scores import MULTI, SINGLE, probabilities
+from model.scores import MULTI, SINGLE, pool_windows, probabilities
 from training.data import DataError, targets
 
 if TYPE_CHECKING:
@@ -171,15 +171,24 @@ def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def evaluate(bundle: Bundle, dataset: Dataset, on_pass: Callable[[int], object] | None = None) -> Evaluation:
+def evaluate(
+    bundle: Bundle,
+    dataset: Dataset,
+    on_pass: Callable[[int], object] | None = None,
+    on_long: Literal["truncate", "window"] = "truncate",
+) -> Evaluation:
     """Figures of a bundle on labelled data, in fp32 with its calibration.
 
-    Raises DataError where the data's labels are not the bundle's.
+    on_pass hears how many rows each pass read. Raises DataError where the data's labels are not the bundle's.
     """
     check_problem(dataset, bundle.problem_type)
     truth = targets(dataset, bundle.labels)
-    rows = bundle.tokenizer.encode(dataset.texts, bundle.max_tokens)
-    logits = forward_rows(bundle.classifier, rows, on_pass=on_pass)
+    if on_long == "window":
+        texts = bundle.tokenizer.encode_windows(dataset.texts, bundle.max_tokens)
+    else:
+        texts = [[row] for row in bundle.tokenizer.encode(dataset.texts, bundle.max_tokens)]
+    by_row = forward_rows(bundle.classifier, [row for rows in texts for row in rows], on_pass=on_pass)
+    logits = pool_windows(by_row, [len(rows) for rows in texts], bundle.problem_type)
     scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
     return score(scores, truth, bundle.labels, bundle.calibration)
 
