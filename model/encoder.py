@@ -238,7 +238,10 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids -> (T, D)."""
-        x = self.embeddings(batch)
+        return self.contextualize(self.embeddings(batch), batch)
+
+    def contextualize(self, x: Tensor, batch: Batch) -> Tensor:
+        """Embedded tokens (T, D) -> (T, D); model/explain.py comes in here with vectors between two texts."""
         everything, local = self._view(batch, None), None
         if self.config.local_layers:
             local = self._view(batch, self.config.local_window // 2)
@@ -299,7 +302,11 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> (B, C)."""
-        logits: Tensor = self.head(self.encoder(batch), batch)
+        return self.logits(self.encoder.embeddings(batch), batch)
+
+    def logits(self, x: Tensor, batch: Batch) -> Tensor:
+        """Embedded tokens (T, D) of the batch -> (B, C)."""
+        logits: Tensor = self.head(self.encoder.contextualize(x, batch), batch)
         return logits[batch.back]
 
     def _init(self, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -17,17 +17,19 @@ from model.manifest import BundleError
 from service import metrics
 from service.batching import Batcher
 from service.errors import NoSuchModel
+from service.explaining import Explainer
 from service.predictor import ComputeThread, Predictor, Scored
 from service.settings import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from model.bundle import Bundle
-    from model.tokens import Row, Text
+    from model.tokens import Row, Span, Text
     from service.errors import ServiceError
     from service.settings import Settings, Spec
 
+Result = TypeVar("Result")
 log = logging.getLogger("heed")
 
 SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
@@ -45,7 +47,7 @@ class ServedModel:
             max_queue_tokens=settings.max_queue_tokens,
             on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
         )
-
+        self.explainer = Explainer(self.predictor, compute, settings.max_queue_tokens)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
 
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
@@ -63,6 +65,10 @@ class ServedModel:
         """Rows that the model reads."""
         return self.bundle.tokenizer.encode(texts, self.bundle.max_tokens)
 
+    def spans(self, texts: Sequence[Text]) -> list[list[Span | None]]:
+        """Where the tokens of each text's row lie in it."""
+        return [self.bundle.tokenizer.spans(text, self.bundle.max_tokens) for text in texts]
+
 
 class Models:
     """All that a replica serves."""
@@ -72,6 +78,7 @@ class Models:
         self._tokenizers = ThreadPoolExecutor(1, "tokenize")
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
         self._loops: list[asyncio.Task[None]] = []
+        self._explaining: list[asyncio.Task[None]] = []
 
     def _load(self, spec: Spec, settings: Settings) -> ServedModel:
         """Load and warm up. Raises BundleError where the bundle cannot be trusted."""
@@ -106,25 +113,38 @@ class Models:
 
     async def tokenize(self, model: ServedModel, texts: Sequence[Text]) -> list[Row]:
         """Rows of the texts, made in the tokenizer's thread."""
-        loop, rows = asyncio.get_running_loop(), []
+        return await self._in_slices(model.tokenize, texts)
+
+    async def spans(self, model: ServedModel, texts: Sequence[Text]) -> list[list[Span | None]]:
+        """Where the tokens of the texts' rows lie, found in the tokenizer's thread."""
+        return await self._in_slices(model.spans, texts)
+
+    async def _in_slices(
+        self, function: Callable[[Sequence[Text]], list[Result]], texts: Sequence[Text]
+    ) -> list[Result]:
+        loop, results = asyncio.get_running_loop(), list[Result]()
         for part in slices(texts):
-            rows += await loop.run_in_executor(self._tokenizers, model.tokenize, part)
-        return rows
+            results += await loop.run_in_executor(self._tokenizers, function, part)
+        return results
 
     def start(self) -> None:
         """Start each model's loop, in the running event loop."""
         self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
+        self._explaining = [asyncio.create_task(model.explainer.batcher.main_loop()) for model in self]
 
     def is_live(self, stuck_s: float) -> bool:
         """Whether every loop turns, no pass has run for longer than stuck_s, and the device answers."""
-        turning = all(not loop.done() for loop in self._loops)
+        turning = all(not loop.done() for loop in self._loops + self._explaining)
         return turning and all(m.batcher.pass_s() < stuck_s and not m.is_broken for m in self)
 
     async def drain(self) -> None:
-        """Answer what was accepted, then stop the loops."""
+        """Answer what was accepted, then stop the loops; a text is explained once it has its answer."""
         for model in self:
             model.batcher.drain()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        for model in self:
+            model.explainer.batcher.drain()
+        await asyncio.gather(*self._explaining, return_exceptions=True)
         self._compute.close()
         self._tokenizers.shutdown(wait=False)
 
