@@ -16,7 +16,7 @@ import itertools
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,10 +70,10 @@ async def one_round(
     return list(itertools.chain(*latencies)), count[0]
 
 
-async def measure(models: Models, texts: Iterator[str]) -> list[dict[str, float | str]]:
+async def measure(models: Models, texts: Iterator[str]) -> list[dict[str, Any]]:
     """A row of figures per load, without and with explanations."""
     models.start()
-    model, table = models.find(None), list[dict[str, float | str]]()
+    model, table = models.find(None), list[dict[str, Any]]()
     for load, (callers, pause_s) in LOADS.items():
         latencies: dict[int, list[float]] = {0: [], EXPLAINERS: []}
         explained = 0

@@ -61,16 +61,12 @@ class Judge:
         figures = {}
         for way in WAYS:
             for name in FIGURES:
-                rows = [
-                    self._without(i, s, share, way, name == "comprehensiveness")
-                    for i, s in enumerate(scores)
-                    for share in SHARES
-                ]
-                lost = [
-                    self.whole[i // len(SHARES)][self.labels[i // len(SHARES)]] - p[self.labels[i // len(SHARES)]]
-                    for i, p in enumerate(self._probabilities(rows))
-                ]
-                figures[f"{name}, {way}"] = fmean(lost)
+                drops_top = name == "comprehensiveness"
+                asked = [(i, share) for i in range(len(scores)) for share in SHARES]
+                left = self._probabilities([self._without(i, scores[i], share, way, drops_top) for i, share in asked])
+                before = [self.whole[i][self.labels[i]] for i, _ in asked]
+                after = [p[self.labels[i]] for (i, _), p in zip(asked, left, strict=True)]
+                figures[f"{name}, {way}"] = fmean(before) - fmean(after)
         return figures
 
     def _without(self, i: int, scores: Sequence[float], share: float, way: str, drops_top: bool) -> Row:

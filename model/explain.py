@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 POINTS = 5  # odd: the middle point of a piece is an end of its halves
 MAX_PIECES = 32
 TOLERANCE = 0.05  # of the target, log-odds
-STEP_TOKENS = 512  # of one forward and backward pass
+STEP_TOKENS = 64  # of one forward and backward pass, longer rows one by one: what others may have to wait for
 BLANKS = ("[MASK]", "<mask>", "[UNK]", "<unk>")  # what stands for "no word here", the best first
 
 _nodes, _weights = np.polynomial.legendre.leggauss(POINTS)

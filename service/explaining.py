@@ -6,6 +6,7 @@ job at a time; service/predictor.py, ComputeThread.step, decides when a step may
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ class Explainer:
             self._run,
             max_batch_tokens=ONE_JOB,
             max_queue_tokens=max_queue_tokens,
-            on_pass=lambda figures: metrics.EXPLAIN_SECONDS.observe(figures.forward_s),
+            on_pass=metrics.observe_explanation,
         )
 
     async def explain(
@@ -102,10 +103,11 @@ class Explainer:
                 job.is_wanted = False
 
     async def _run(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
+        """One job, step by step; each step waits for its turn."""
         [job] = jobs
         steps = self._predictor.explain(job.row, job.baseline, job.label)
         while job.is_wanted:
             attribution = await self._compute.step(partial(next, steps))
             if attribution is not None:
-                return [attribution]
+                return [attribution if math.isfinite(attribution.gap) else Failed()]
         return [Failed()]  # nobody reads it

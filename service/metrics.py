@@ -70,6 +70,13 @@ def observe_pass(figures: PassFigures, packed: bool) -> None:
         QUEUE_SECONDS.observe(waited)
 
 
+def observe_explanation(figures: PassFigures) -> None:
+    """Hear of a finished explanation."""
+    if figures.error is not None:
+        log.error("an explanation failed: %s", where(figures.error))
+    EXPLAIN_SECONDS.observe(figures.forward_s)
+
+
 def exposition() -> bytes:
     """Prometheus text of all replica processes of this node."""
     if not SHARED:
