@@ -162,7 +162,7 @@ def attention_weights(classifier: Classifier, row: Row) -> Tensor:
     Not why a label won: heads look at [SEP] and punctuation where there is nothing to fetch, and other weights
     can give the same answer (Jain and Wallace 2019, https://arxiv.org/abs/1902.10186; Wiegreffe and Pinter 2019,
     https://arxiv.org/abs/1908.04626, on what may be read from them all the same). Deleting the tokens that they
-    rank first moves the score far less than deleting those of explain(): benchmarks/RESULTS.md.
+    rank first moves the score less than deleting those of explain(): benchmarks/RESULTS.md.
     """
     layers: list[Tensor] = []
 
