@@ -325,7 +325,11 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> (B, C)."""
-        logits: Tensor = self.head(self.encoder(batch), batch)
+        return self.logits(self.encoder.embeddings(batch), batch)
+
+    def logits(self, embedded: Tensor, batch: Batch) -> Tensor:
+        """Embedded tokens (T, D) -> (B, C); model/explain.py comes in here with vectors between two texts."""
+        logits: Tensor = self.head(self.encoder.contextualize(embedded, batch), batch)
         return logits if batch.back is None else logits[batch.back]
 
     def _init(self, module: nn.Module) -> None:

@@ -38,6 +38,15 @@ OVERLAP = 0.25
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Where a token lies: characters start to stop of a text, of the first (0) or the second (1) of a pair."""
+
+    start: int
+    stop: int
+    side: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Token ids of one text, special tokens included.
 
@@ -147,12 +156,20 @@ class Tokenizer:
             for text, e in zip(texts, encodings, strict=True)
         ]
 
-    def offsets(self, text: str, max_tokens: int) -> list[tuple[int, int]]:
-        """Start and end character in `text` of each token of its row; (0, 0) for special tokens."""
-        encoding = self._raw.encode(text, add_special_tokens=False)
-        encoding.truncate(max_tokens - self._num_special)
-        offsets: list[tuple[int, int]] = self._raw.post_process(encoding).offsets
-        return offsets
+    def spans(self, text: Text, max_tokens: int) -> list[Span | None]:
+        """Where each token of the text's row lies in the text that was given; None for special tokens."""
+        parts = (text,) if isinstance(text, str) else text
+        whole = self._raw.encode(*parts)
+        sides = whole.sequence_ids
+        room = fit([sides.count(side) for side in range(len(parts))], max_tokens - sides.count(None))
+        spans: list[Span | None] = []
+        for side, offsets in zip(sides, whole.offsets, strict=True):
+            if side is None:
+                spans.append(None)
+            elif room[side]:  # else encode() cut it off
+                room[side] -= 1
+                spans.append(_span(parts[side], *offsets, side))
+        return spans
 
     def _types(self, whole: Encoding) -> list[int]:
         return whole.type_ids if self.has_types else [0] * len(whole)
@@ -229,6 +246,12 @@ def tokens_of(rows: Sequence[Row]) -> int:
     """Tokens of the text that these rows read, each counted once, special tokens included."""
     last = rows[-1]
     return last.tokens + (last.first if isinstance(last, Window) else 0)
+
+
+def _span(text: str, start: int, stop: int, side: int) -> Span:
+    """Without the space before the word, which some tokenizers count in."""
+    spaces = len(text[start:stop]) - len(text[start:stop].lstrip())
+    return Span(start + spaces if start + spaces < stop else start, stop, side)
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:

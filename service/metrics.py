@@ -43,6 +43,7 @@ REQUEST_SECONDS = Histogram(
 QUEUE_SECONDS = Histogram("heed_queue_seconds", "From accepted to its pass, per text.", buckets=SECONDS)
 TOKENIZE_SECONDS = Histogram("heed_tokenize_seconds", "Tokenization, per request.", buckets=SECONDS)
 FORWARD_SECONDS = Histogram("heed_forward_seconds", "Forward pass.", buckets=SECONDS)
+EXPLAIN_SECONDS = Histogram("heed_explain_seconds", "An explanation, waits for passes included.", buckets=SECONDS)
 BATCH_TEXTS = Histogram("heed_batch_texts", "Texts in a pass; a window of a long one counts as one.", buckets=ROWS)
 BATCH_TOKENS = Histogram("heed_batch_tokens", "Tokens in a pass, without padding.", buckets=TOKENS)
 PADDING = Histogram("heed_batch_padding_ratio", "Share of a pass that is padding.", buckets=RATIOS)
@@ -67,6 +68,13 @@ def observe_pass(figures: PassFigures, packed: bool) -> None:
     PADDING.observe(0.0 if packed else 1 - figures.tokens / (figures.rows * figures.longest))
     for waited in figures.queue_s:
         QUEUE_SECONDS.observe(waited)
+
+
+def observe_explanation(figures: PassFigures) -> None:
+    """Hear of a finished explanation."""
+    if figures.error is not None:
+        log.error("an explanation failed: %s", where(figures.error))
+    EXPLAIN_SECONDS.observe(figures.forward_s)
 
 
 def exposition() -> bytes:

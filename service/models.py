@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -20,19 +21,21 @@ from service import metrics
 from service.answers import read_texts, rows_of
 from service.batching import Batcher
 from service.errors import NoSuchModel, TooManyWindows
+from service.explaining import Explainer
 from service.predictor import ComputeThread, Predictor, Scored
 from service.settings import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from model.bundle import Bundle
-    from model.tokens import Row, Text
+    from model.tokens import Row, Span, Text
     from service.answers import Reading
     from service.errors import ServiceError
     from service.schemas import OnLong
     from service.settings import Settings, Spec
 
+Result = TypeVar("Result")
 log = logging.getLogger("heed")
 
 SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
@@ -50,7 +53,7 @@ class ServedModel:
             max_queue_tokens=settings.max_queue_tokens,
             on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
         )
-
+        self.explainer = Explainer(self.predictor, compute, settings.max_queue_tokens)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
 
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
@@ -64,6 +67,10 @@ class ServedModel:
                 self.is_broken = True
             raise
 
+    def spans(self, texts: Sequence[Text]) -> list[list[Span | None]]:
+        """Where the tokens of each text's row lie in it."""
+        return [self.bundle.tokenizer.spans(text, self.bundle.max_tokens) for text in texts]
+
 
 class Models:
     """All that a replica serves."""
@@ -74,6 +81,7 @@ class Models:
         self._max_window_tokens = settings.max_queue_tokens
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
         self._loops: list[asyncio.Task[None]] = []
+        self._explaining: list[asyncio.Task[None]] = []
 
     def _load(self, spec: Spec, settings: Settings) -> ServedModel:
         """Load and warm up. Raises LocationError where there is no bundle, BundleError where it cannot be trusted."""
@@ -112,29 +120,43 @@ class Models:
         Raises TooManyWindows where those of the request are more than may wait: each is as long as the model
         reads, and unlike texts nothing else limits how many there are.
         """
-        loop, readings, window_tokens = asyncio.get_running_loop(), [], 0
-        for part in slices(texts):
-            read = await loop.run_in_executor(self._tokenizers, read_texts, model.bundle, part, on_long)
+        readings: list[Reading] = []
+        window_tokens = 0
+        async for read in self._in_slices(partial(read_texts, model.bundle, on_long=on_long), texts):
             window_tokens += sum(row.tokens for row in rows_of(read) if isinstance(row, Window))
             if window_tokens > self._max_window_tokens:
                 raise TooManyWindows(self._max_window_tokens)
             readings += read
         return readings
 
+    async def spans(self, model: ServedModel, texts: Sequence[Text]) -> list[list[Span | None]]:
+        """Where the tokens of the texts' rows lie, found in the tokenizer's thread."""
+        return [spans async for part in self._in_slices(model.spans, texts) for spans in part]
+
+    async def _in_slices(
+        self, function: Callable[[Sequence[Text]], list[Result]], texts: Sequence[Text]
+    ) -> AsyncIterator[list[Result]]:
+        for part in slices(texts):
+            yield await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, part)
+
     def start(self) -> None:
         """Start each model's loop, in the running event loop."""
         self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
+        self._explaining = [asyncio.create_task(model.explainer.batcher.main_loop()) for model in self]
 
     def is_live(self, stuck_s: float) -> bool:
         """Whether every loop turns, no pass has run for longer than stuck_s, and the device answers."""
-        turning = all(not loop.done() for loop in self._loops)
+        turning = all(not loop.done() for loop in self._loops + self._explaining)
         return turning and all(m.batcher.pass_s() < stuck_s and not m.is_broken for m in self)
 
     async def drain(self) -> None:
-        """Answer what was accepted, then stop the loops."""
+        """Answer what was accepted, then stop the loops; a text is explained once it has its answer."""
         for model in self:
             model.batcher.drain()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        for model in self:
+            model.explainer.batcher.drain()
+        await asyncio.gather(*self._explaining, return_exceptions=True)
         self._compute.close()
         self._tokenizers.shutdown(wait=False)
 

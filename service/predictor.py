@@ -7,28 +7,36 @@ the cores. Called by service/models.py; the batcher decides what is in a pass.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from model.device import PRECISIONS, choose_precision
+from model.explain import explain_steps
 from model.forward import Forward
-from model.scores import label_sets, probabilities
+from model.scores import MULTI, label_sets, probabilities
 from service.errors import Failed, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from model.bundle import Bundle
+    from model.encoder import Classifier
+    from model.explain import Attribution
     from model.scores import Array
     from model.tokens import Row
 
 Result = TypeVar("Result")
 KNOWN_TEXT = "to be or not to be, that is the question"  # answered at warm-up
 FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
+STEP_SHARE = 0.1  # of the device, at most, for explanations while classification waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +49,43 @@ class Scored:
 
 
 class ComputeThread:
-    """The one thread of a replica that touches the device."""
+    """The one thread of a replica that touches the device. Passes go first, steps of explanations run in between."""
 
     def __init__(self, num_threads: int) -> None:
         self._executor = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(num_threads,))
+        self._passes = 0  # running or waiting
+        self._no_pass = asyncio.Event()
+        self._turn = asyncio.Lock()  # of the steps, among the models
+        self._step_s, self._step_ended = 0.0, 0.0
 
     async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """predictor(rows), there."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, predictor, rows)
+        self._passes += 1
+        self._no_pass.clear()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, predictor, rows)
+        finally:
+            self._passes -= 1
+            if not self._passes:
+                self._no_pass.set()
+
+    async def step(self, function: Callable[[], Result]) -> Result:
+        """function(), there, once no pass runs or waits; if passes never end, with STEP_SHARE of the time."""
+        async with self._turn:
+            latest = self._step_ended + self._step_s * (1 / STEP_SHARE - 1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(latest - time.perf_counter()):
+                    while self._passes:  # the next pass may have come before this task was woken
+                        await self._no_pass.wait()
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
+
+    def _timed(self, function: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        try:
+            return function()
+        finally:
+            self._step_ended = time.perf_counter()
+            self._step_s = self._step_ended - start
 
     def call(self, function: Callable[[], Result]) -> Result:
         """function(), there, for a caller that may wait."""
@@ -65,13 +102,19 @@ class Predictor:
     def __init__(self, bundle: Bundle, device: torch.device, precision: str = "auto") -> None:
         self.bundle, self.device = bundle, device
         self.dtype = choose_precision(precision, device)
-        self._forward = Forward(bundle.classifier.to(device, self.dtype).eval())
+        self._classifier = bundle.classifier.to(device, self.dtype).eval().requires_grad_(False)
+        self._forward = Forward(self._classifier)
         [self.known_row] = bundle.tokenizer.encode([KNOWN_TEXT], bundle.max_tokens)
 
     @property
     def precision(self) -> str:
         """Type of the weights, as the settings call it."""
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @cached_property
+    def explained(self) -> Classifier:
+        """The classifier to explain with: the same weights in fp32, made when somebody first asks."""
+        return self._classifier if self.dtype == torch.float32 else copy.deepcopy(self._classifier).float()
 
     @property
     def full_pass(self) -> int:
@@ -86,6 +129,11 @@ class Predictor:
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
         return score(self.bundle, self._forward(rows))
+
+    def explain(self, row: Row, baseline: Row, label: int) -> Iterator[Attribution | None]:
+        """Steps of an explanation, each to be taken in the compute thread; the last gives it."""
+        is_multi = self.bundle.problem_type == MULTI
+        yield from explain_steps(self.explained, row, baseline, label, is_multi=is_multi)
 
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from service import metrics
 from service.answers import answer_texts, rows_of
 from service.errors import NotReady, ServiceError
+from service.explaining import asked_label
 from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
@@ -27,6 +28,7 @@ from service.schemas import (
     ModelInfo,
     ModelList,
     Timing,
+    explained_result,
     parse_request,
     request_model,
     text_result,
@@ -71,15 +73,20 @@ class Service:
             body = await read_body(http, self.settings.max_body_bytes)
         request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
         model = self.models.find(request.model)
+        label = asked_label(request.explain, model.bundle.labels)
         parsed = time.perf_counter()
         async with deadline(request.timeout_ms or self.settings.timeout_ms):
             readings = await self.models.tokenize(model, request.inputs, request.on_long)  # 2. texts -> token ids
             tokenized = time.perf_counter()
+            spans = await self.models.spans(model, request.inputs) if request.explain is not False else []
             passed = await model.batcher.submit(rows_of(readings))  # 3. wait for a forward pass
-        answers = answer_texts(model.bundle, readings, [row.result for row in passed])  # 4. pool windows
+            answers = answer_texts(model.bundle, readings, [row.result for row in passed])  # 4. pool windows
+            explained = await model.explainer.explain(answers, spans, label) if spans else []
         results = [  # 5. shape the answer
             text_result(model.bundle.labels, answer, request.top_k, raw_scores=request.raw_scores) for answer in answers
         ]
+        for i, why in enumerate(explained):
+            results[i] = explained_result(results[i], model.bundle.labels, request.inputs[i], why)
         observe(model, answers, tokenized - parsed)
         response = ClassifyResponse(
             request_id=request_id(http),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from model.tokens import Text
     from service.answers import TextAnswer
+    from service.explaining import Explained
     from service.predictor import Scored
     from service.settings import Settings
 
@@ -61,13 +62,17 @@ class ClassifyRequest(BaseModel):
             "A pair is cut, or moves along, its longer side."
         ),
     ] = "truncate"
-    explain: Annotated[Literal[False], Field(description="Explanations are not there yet.")] = False
+    explain: Annotated[
+        bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
+    ] = False
     timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time, or 504.")] = None
 
     @model_validator(mode="after")
     def _texts_or_pairs(self) -> ClassifyRequest:
         if (self.texts is None) == (self.pairs is None):
             raise ValueError("send either texts or pairs")
+        if self.explain is not False and self.on_long not in ("truncate", "error"):
+            raise ValueError("explain needs on_long to be truncate or error")
         return self
 
     @property
@@ -142,6 +147,27 @@ class WindowResult(BaseModel):
     labels: Annotated[list[LabelScore], Field(description="Best first, as many as of the text.")]
 
 
+class TokenScore(BaseModel):
+    """A token of the text and what it adds; sub-words are tokens of their own."""
+
+    text: Annotated[str, Field(description="The characters from start to end of the text that was sent.")]
+    start: Annotated[int, Field(description="In characters (Unicode code points), not bytes.")]
+    end: int
+    side: Annotated[int | None, Field(description="0 or 1: which text of a pair; absent for a text alone.")] = None
+    score: Annotated[float, Field(description="Log-odds that it adds to the label (its logit, if labels are many).")]
+
+
+class Explanation(BaseModel):
+    """Integrated gradients from the masked text: scores + gap = target(text) - target(text with all tokens masked).
+
+    The target is the label's log-odds, before calibration; the logit where labels do not exclude one another.
+    """
+
+    label: str
+    tokens: Annotated[list[TokenScore], Field(description="In order; special tokens, which score 0, left out.")]
+    gap: Annotated[float, Field(description="What the scores leave unexplained; the method aims at 0.05 or less.")]
+
+
 class TextResult(BaseModel):
     """The answer to one text: labels, or error in their place."""
 
@@ -158,6 +184,7 @@ class TextResult(BaseModel):
     windows: Annotated[
         list[WindowResult] | None, Field(description="With on_long=window; absent where the text fit.")
     ] = None
+    explanation: Annotated[Explanation | None, Field(description="Where the request asks for it.")] = None
     error: TextError | None = None
 
 
@@ -186,6 +213,30 @@ def text_result(
         ]
         or None,
     )
+
+
+def explained_result(
+    result: TextResult, labels: Sequence[str], text: Text, explained: Explained | ServiceError | None
+) -> TextResult:
+    """The result with its explanation, an error in its place where that failed, or as it is without one."""
+    if explained is None:
+        return result
+    if isinstance(explained, ServiceError):
+        return TextResult(error=TextError(code=explained.code, message=str(explained)))
+    sides = (text,) if isinstance(text, str) else text
+    tokens = [
+        TokenScore(
+            text=sides[span.side][span.start : span.stop],
+            start=span.start,
+            end=span.stop,
+            side=span.side if len(sides) > 1 else None,
+            score=score,
+        )
+        for span, score in zip(explained.spans, explained.attribution.scores, strict=True)
+        if span is not None
+    ]
+    why = Explanation(label=labels[explained.label], tokens=tokens, gap=explained.attribution.gap)
+    return result.model_copy(update={"explanation": why})
 
 
 class Timing(BaseModel):

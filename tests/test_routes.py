@@ -179,7 +179,8 @@ def test_pairs_are_read_together(ask: Ask) -> None:
         ({"texts": ["a"], "top_k": 0}, 422, "invalid_request", "top_k"),
         ({"texts": ["a"], "top_k": "2"}, 422, "invalid_request", "top_k"),
         ({"texts": ["a"], "raw_scores": "yes"}, 422, "invalid_request", "raw_scores"),
-        ({"texts": ["a"], "explain": True}, 422, "invalid_request", "explain"),
+        ({"texts": ["a"], "explain": 1}, 422, "invalid_request", "explain"),
+        ({"texts": ["a"], "explain": "joyful"}, 422, "invalid_request", "it has: negative, positive"),
         ({str(n): n for n in range(10_000)}, 422, "invalid_request", "there is no such field"),
         ({"texts": ["a"], "on_long": "windows"}, 422, "invalid_request", "on_long"),
         ({"texts": ["a"], "timeout_ms": -1}, 422, "invalid_request", "timeout_ms"),
@@ -221,6 +222,7 @@ def test_no_users_text_is_in_an_error_or_a_metric(ask: Ask) -> None:
         f"{secret}".encode(),
         {"texts": ["a"], "model": secret},
         {"texts": ["a"], "on_long": secret},
+        {"texts": ["a"], "explain": secret},
         {"texts": [secret]},
     ]
     for body in bodies:

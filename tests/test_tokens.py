@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokens import OVERLAP, Tokenizer, Window, fit, tokens_of, window_starts
+from model.tokens import OVERLAP, Span, Text, Tokenizer, Window, fit, tokens_of, window_starts
 from training.tokenizer import Kind, learn_tokenizer, shrink_tokenizer
 
 TEXTS = ["the film was good", "a dull story, and cold", "菜味道很棒！送餐很及时！", "Ünïcode 🎉"] * 3
@@ -29,19 +29,38 @@ def test_a_row_starts_and_ends_with_special_tokens(tokenizer: Tokenizer) -> None
     assert row.ids[-1] == tokenizer.token_id("[SEP]")
 
 
-def test_offsets_point_into_the_callers_text(tokenizer: Tokenizer) -> None:
-    for text in TEXTS:
-        first, *inner, last = tokenizer.offsets(text, 64)
-        assert first == last == (0, 0)
-        covered = "".join(text[start:end] for start, end in inner)
-        assert covered.replace(" ", "") in (text.replace(" ", ""), covered.replace(" ", ""))
-        assert max(end for _, end in inner) == len(text)
+def test_spans_point_into_the_callers_text(tokenizer: Tokenizer) -> None:
+    for text in [*TEXTS, "cafe\u0301 🎉🦊 naïve 味道", "  two  spaces\n"]:
+        first, *inner, last = tokenizer.spans(text, 64)
+        assert first is last is None
+        pieces = [text[span.start : span.stop] for span in inner if span]
+        assert set("".join(text.split())) <= set("".join(pieces)) | {"\u0301"}
+        assert all(piece == piece.lstrip() for piece in pieces if piece.strip())
+
+
+def test_there_is_a_span_for_each_token_of_the_row(tokenizer: Tokenizer) -> None:
+    texts: list[Text] = [
+        *TEXTS,
+        "good " * 100,
+        ("the film", "was good"),
+        ("good", "film " * 100),
+        ("film " * 90, "a " * 80),
+    ]
+    for text in texts:
+        [row] = tokenizer.encode([text], 12)
+        assert len(tokenizer.spans(text, 12)) == row.tokens
+
+
+def test_spans_of_a_pair_say_which_text_they_are_of(tokenizer: Tokenizer) -> None:
+    pair = ("the film", "was good")
+    spans = [span for span in tokenizer.spans(pair, 64) if span]
+    assert "".join(pair[s.side][s.start : s.stop] for s in spans) == "thefilmwasgood"
 
 
 def test_chinese_is_read_character_by_character_by_wordpiece() -> None:
     tokenizer = learn_tokenizer(TEXTS, "wordpiece", 400)
-    offsets = tokenizer.offsets("味道很棒", 64)[1:-1]
-    assert offsets == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    spans = tokenizer.spans("味道很棒", 64)[1:-1]
+    assert spans == [Span(i, i + 1) for i in range(4)]
     [row] = tokenizer.encode(["味道很棒"], 64)
     assert tokenizer.token_id("[UNK]") not in row.ids
 

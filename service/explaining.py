@@ -1,0 +1,113 @@
+"""Explanations in a replica: jobs that wait in a queue of their own and run in steps between the passes.
+
+A job costs many forward and backward passes. It is queued, refused and drained by the batcher as a text is, one
+job at a time; service/predictor.py, ComputeThread.step, decides when a step may run. Called by service/routes.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from model.explain import POINTS, masked
+from service import metrics
+from service.batching import Batcher
+from service.errors import Failed, InvalidRequest, ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.explain import Attribution
+    from model.tokens import Row, Span
+    from service.answers import TextAnswer
+    from service.predictor import ComputeThread, Predictor
+
+SHOWN_LABELS = 10  # in an error
+ONE_JOB = 1  # less than any costs, so that none shares a pass
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Why a text has a label: where its tokens lie, and what each adds."""
+
+    label: int
+    spans: Sequence[Span | None]  # None for special tokens
+    attribution: Attribution
+
+
+@dataclass(eq=False)
+class Job:
+    """A row to explain, and whether its caller is still there."""
+
+    row: Row
+    baseline: Row
+    label: int
+    is_wanted: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """What it costs at least: each point on the path reads the row."""
+        return self.row.tokens * POINTS
+
+
+def asked_label(asked: bool | str, labels: Sequence[str]) -> int | None:
+    """Id of the label asked for, None for whichever wins. Raises InvalidRequest, without the caller's text."""
+    if isinstance(asked, bool):
+        return None
+    if asked not in labels:
+        more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+        known = ", ".join(labels[:SHOWN_LABELS]) + more
+        raise InvalidRequest([{"field": "explain", "message": f"the model has no such label, it has: {known}"}])
+    return labels.index(asked)
+
+
+class Explainer:
+    """One model's queue of explanations."""
+
+    def __init__(self, predictor: Predictor, compute: ComputeThread, max_queue_tokens: int) -> None:
+        self._predictor, self._compute = predictor, compute
+        self.batcher: Batcher[Job, Attribution] = Batcher(
+            self._run,
+            max_batch_tokens=ONE_JOB,
+            max_queue_tokens=max_queue_tokens,
+            on_pass=metrics.observe_explanation,
+        )
+
+    async def explain(
+        self,
+        answers: Sequence[TextAnswer],
+        spans: Sequence[Sequence[Span | None]],
+        label: int | None,
+    ) -> list[Explained | ServiceError | None]:
+        """Why each text, read in one row, has the label or the one that won; None where the answer is an error."""
+        jobs: dict[int, Job] = {}
+        for i, (answer, row_spans) in enumerate(zip(answers, spans, strict=True)):
+            if not isinstance(answer.result, ServiceError):
+                [row] = answer.rows
+                winner = max(range(len(answer.result.logits)), key=answer.result.logits.__getitem__)
+                baseline = masked(row, row_spans, self._predictor.bundle.tokenizer)
+                jobs[i] = Job(row, baseline, winner if label is None else label)
+        explained: list[Explained | ServiceError | None] = [None] * len(answers)
+        for (i, job), result in zip(jobs.items(), await self._submit(list(jobs.values())), strict=True):
+            explained[i] = result if isinstance(result, ServiceError) else Explained(job.label, spans[i], result)
+        return explained
+
+    async def _submit(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
+        """Wait for every job, in order. A caller that is cancelled costs no further step."""
+        try:
+            return [answer.result for answer in await self.batcher.submit(jobs)]
+        finally:
+            for job in jobs:
+                job.is_wanted = False
+
+    async def _run(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
+        """One job, step by step; each step waits for its turn."""
+        [job] = jobs
+        steps = self._predictor.explain(job.row, job.baseline, job.label)
+        while job.is_wanted:
+            attribution = await self._compute.step(partial(next, steps))
+            if attribution is not None:
+                return [attribution if math.isfinite(attribution.gap) else Failed()]
+        return [Failed()]  # nobody reads it
