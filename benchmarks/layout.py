@@ -19,7 +19,7 @@ import torch
 
 from model.batch import Layout, make_batch, plan_passes
 from model.bundle import load_bundle
-from model.device import choose_precision
+from model.device import DTYPES, choose_precision
 from model.records import read_records
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     bundle = load_bundle(args.bundle)
     device = torch.device("cpu")
-    classifier = bundle.classifier.to(choose_precision("auto", device))
+    classifier = bundle.classifier.to(DTYPES[choose_precision("auto", device)])
     texts = [str(fields["text"]) for _, fields in read_records(args.texts) if isinstance(fields, dict)][:TEXTS]
     rows = bundle.tokenizer.encode(texts, bundle.max_tokens)
     ways: dict[str, tuple[Layout, bool]] = {

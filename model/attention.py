@@ -177,6 +177,14 @@ class RelativePositions(nn.Module):
         return torch.where(far <= middle, distance.float(), by_log).long()
 
 
+def join(parts: list[Tensor], tokens: int) -> Tensor:
+    """Segments one after another (tokens, D), zeros behind the last."""
+    rest = tokens - sum(len(part) for part in parts)
+    if rest:
+        parts.append(parts[0].new_zeros(rest, parts[0].shape[1]))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention: (T, D) -> (T, D)."""
 
@@ -227,7 +235,7 @@ class SelfAttention(nn.Module):
                 seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
                 y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
             parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return join(parts, len(q))
 
     def _positions(self, relative: Relative | None) -> tuple[Tensor | None, Tensor | None]:
         """The relative positions as this layer's keys and queries, each (H, S, K)."""

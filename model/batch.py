@@ -3,8 +3,8 @@
 Shared by serving and training. Every layout is one axis of T tokens, so that the matrix products of the
 encoder see all tokens at once; they differ in what attention sees:
 
-  packed   rows sorted by length, a segment for each length, attention one rectangle a segment: no padding
-           and no mask (inference on a CPU)
+  packed   rows sorted by length, a segment for each length, attention one rectangle a segment: no mask, and no
+           padding but at most 15 tokens behind the last row (inference on a CPU)
   varlen   rows one after another, attention by a kernel that takes their borders: no padding and no mask
            (inference on CUDA in half precision)
   padded   one segment as wide as the longest row, `keep` marks its real tokens (training, and whatever on
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Layout = Literal["packed", "varlen", "padded"]
 HALF = (torch.bfloat16, torch.float16)
+# oneDNN makes a kernel for each number of tokens and keeps a thousand: real traffic must not ask for more.
+MULTIPLE, MULTIPLE_FROM = 16, 128
 MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples of 8
 
 
@@ -52,8 +54,9 @@ class Batch:
     """B rows on one axis of T tokens, the longest of `longest` tokens.
 
     tokens (3, T) are ids, types and positions; starts (B,) is where each row begins; keep (B, L) is True on
-    real tokens, None where every token is real; back (B,) puts rows of the batch back into the caller's order,
-    None where they are in it. cu_seqlens (B + 1,) are the borders of rows in the varlen layout, without segments.
+    real tokens, None where all in the segments are real; back (B,) puts rows of the batch back into the caller's
+    order, None where they are in it. cu_seqlens (B + 1,) are the borders of rows in the varlen layout, without
+    segments.
     """
 
     tokens: Tensor
@@ -111,14 +114,17 @@ def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_posit
 
     borders = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(widths, out=borders[1:])
-    tokens = np.zeros((3, borders[-1]), dtype=np.int64)
+    total = int(borders[-1])
+    rounded = total + (-total % MULTIPLE if layout == "packed" and total > MULTIPLE_FROM else 0)
+    tokens = np.zeros((3, rounded), dtype=np.int64)
     tokens[0] = pad_id
-    real = (np.arange(longest) < np.array(lengths)[:, None]) if layout == "padded" else np.ones(borders[-1], dtype=bool)
+    real = (np.arange(longest) < np.array(lengths)[:, None]) if layout == "padded" else np.arange(rounded) < total
     tokens[0, real.ravel()] = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, sum(lengths))
     for row, start in zip(rows, borders.tolist(), strict=False):
         if row.types is not None:
             tokens[1, start : start + len(row.types)] = row.types
-    tokens[2] = first_position + np.arange(borders[-1]) - np.repeat(borders[:-1], widths)
+    tokens[2] = first_position
+    tokens[2, :total] += np.arange(total) - np.repeat(borders[:-1], widths)
     if first_position:
         _skip_padding(tokens, rows, borders, pad_id)
 

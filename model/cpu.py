@@ -13,12 +13,14 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.batch import make_batch
 from model.device import has_native_bf16
 from model.encoder import ACTIVATIONS
+from model.forward import forward_rows
 from model.tokens import Row
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
 
 FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), "identity": ("none", "")}
+INT8_TOLERANCE = 0.2  # of the largest logit, over the rows that the scales were taken from
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 64  # random ones; more of them, or real texts, change no label more
 
 
@@ -140,11 +143,6 @@ def has_packed_kernels(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def has_int8_kernels() -> bool:
-    """Whether the processor multiplies bytes (VNNI or AMX); else int8 is slower than bf16 and fp32, or inexact."""
-    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
-
-
 def pack(classifier: Classifier) -> Classifier:
     """The same function in the same precision (fp32 or bf16), for inference alone."""
     dtype = classifier.encoder.embeddings.tokens.weight.dtype
@@ -160,7 +158,8 @@ def pack(classifier: Classifier) -> Classifier:
 def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
     """Close to the same function with the products of the blocks in int8; the classifier is in fp32.
 
-    The scales of the inputs are those that `rows` and rows of random tokens need.
+    The scales of the inputs are those that `rows` and rows of random tokens need. Raises ValueError where the
+    logits of `rows` move by more than INT8_TOLERANCE of their size: some models have inputs too far apart for bytes.
     """
     scales = _scales(classifier, [*rows, *_random_rows(classifier.config)])
     mixes_in_fp32 = classifier.config.relative is not None or not has_native_bf16(torch.device("cpu"))
@@ -172,7 +171,12 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
         out = scales[then] if then is not None else mixed if mixes else torch.float32
         return QuantizedLinear(layer, scales[layer], out, activation)
 
-    return _with_blocks(classifier, linear)
+    quantized = _with_blocks(classifier, linear)
+    before, after = forward_rows(classifier, rows), forward_rows(quantized, rows)
+    moved = float(np.abs(after - before).max() / max(1.0, np.abs(before).max()))
+    if not moved <= INT8_TOLERANCE:
+        raise ValueError(f"int8 moves the logits of this model by too much, use precision bf16 or fp32: {moved:.0%}")
+    return quantized
 
 
 def _with_blocks(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:

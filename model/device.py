@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
+from functools import cache
+
 import torch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Type of the weights; in int8 those of the blocks are quantized from fp32 (model/cpu.py).
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+MEASURED_SHAPE, MEASURED_TIMES = (256, 768, 768), 5
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -30,15 +36,38 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of weights and activations; auto is bf16 where it is native, fp16 on older GPUs, else fp32.
+def has_int8() -> bool:
+    """Whether the CPU multiplies bytes (VNNI or AMX), without which int8 is slower than fp32, or inexact."""
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
 
-    Raises ValueError for fp16 on a CPU, which multiplies it slowly or not at all.
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of a name; auto is the fastest that changes no label.
+
+    On a GPU bf16 where it is native, else fp16; on a CPU bf16 where a product takes less time in it, else fp32.
+    Raises ValueError for fp16 on a CPU, which multiplies it slowly or not at all, and for int8 where it is not
+    faster: on a GPU, or a CPU that does not multiply bytes.
     """
-    if name == "fp16" and device.type == "cpu":
-        raise ValueError("precision fp16 is for GPUs, a CPU takes bf16 or fp32: fp16")
+    is_cpu = device.type == "cpu"
+    if name == "fp16" and is_cpu:
+        raise ValueError("precision fp16 is for GPUs, a CPU takes bf16, fp32 or int8: fp16")
+    if name == "int8" and not (is_cpu and has_int8()):
+        raise ValueError("precision int8 is for CPUs that multiply bytes (AVX512-VNNI, AVX-VNNI, AMX), use auto: int8")
     if name != "auto":
-        return PRECISIONS[name]
-    if has_native_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if device.type == "cuda" else torch.float32
+        return name
+    if is_cpu:
+        return "bf16" if has_native_bf16(device) and is_faster_in_bf16() else "fp32"
+    return "bf16" if has_native_bf16(device) else "fp16"
+
+
+@cache
+def is_faster_in_bf16() -> bool:
+    """Whether a matrix product of a usual size takes less time in bf16 than in fp32 here, measured once."""
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(MEASURED_TIMES):
+        for dtype in seconds:
+            x, weight = torch.ones(MEASURED_SHAPE[:2], dtype=dtype), torch.ones(MEASURED_SHAPE[1:], dtype=dtype)
+            start = time.perf_counter()
+            x @ weight
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.bfloat16] < seconds[torch.float32]

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RelativePositions, SelfAttention, make_view, rotation
+from model.attention import RelativePositions, SelfAttention, join, make_view, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,7 +230,7 @@ class Convolution(nn.Module):
             if batch.keep is not None:
                 rows = rows * batch.keep[:, :, None]  # padding is as empty as what is beyond the row
             parts.append(self.conv(rows.transpose(1, 2)).transpose(1, 2).flatten(0, 1))  # (rows * L, D)
-        out: Tensor = self.norm(x + self.activation(self.dropout(torch.cat(parts))))
+        out: Tensor = self.norm(x + self.activation(self.dropout(join(parts, len(x)))))
         return out
 
 

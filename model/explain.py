@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from model.attention import SelfAttention, rotate
-from model.batch import choose_layout, make_batch
+from model.batch import make_batch
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -156,10 +156,11 @@ class Line:
 
 
 def batch_for(classifier: Classifier, rows: Sequence[Row]) -> Batch:
-    """The rows where the classifier is, in the layout that it takes there."""
-    config, weight = classifier.config, classifier.encoder.embeddings.tokens.weight
-    layout = choose_layout(weight.device, weight.dtype, config)
-    return make_batch(rows, layout, config.pad_id, config.first_position).to(weight.device)
+    """Rows of one length, one after another and nothing behind them, where the classifier is."""
+    config = classifier.config
+    return make_batch(rows, "padded", config.pad_id, config.first_position).to(
+        classifier.encoder.embeddings.tokens.weight.device
+    )
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to do with a text that is longer than the model reads; default: truncate",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16", "int8"])
 
 
 def predict_command(args: argparse.Namespace) -> int:

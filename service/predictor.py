@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from model.device import PRECISIONS, choose_precision
+from model.bundle import PROBES
+from model.cpu import pack, quantize
+from model.device import DTYPES, choose_precision
 from model.explain import explain_steps
 from model.forward import Forward
 from model.scores import MULTI, label_sets, probabilities
@@ -101,20 +103,23 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, device: torch.device, precision: str = "auto") -> None:
         self.bundle, self.device = bundle, device
-        self.dtype = choose_precision(precision, device)
-        self._classifier = bundle.classifier.to(device, self.dtype).eval().requires_grad_(False)
-        self._forward = Forward(self._classifier)
+        self.precision = choose_precision(precision, device)
+        self._classifier = bundle.classifier.to(device, DTYPES[self.precision]).eval().requires_grad_(False)
+        self._forward = Forward(self._fast())
         [self.known_row] = bundle.tokenizer.encode([KNOWN_TEXT], bundle.max_tokens)
 
-    @property
-    def precision(self) -> str:
-        """Type of the weights, as the settings call it."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+    def _fast(self) -> Classifier:
+        """The classifier that answers, as the device runs it fastest."""
+        if self.device.type != "cpu":
+            return self._classifier
+        if self.precision == "int8":
+            return quantize(self._classifier, self.bundle.tokenizer.encode(PROBES, self.bundle.max_tokens))
+        return pack(self._classifier)
 
     @cached_property
     def explained(self) -> Classifier:
         """The classifier to explain with: the same weights in fp32, made when somebody first asks."""
-        return self._classifier if self.dtype == torch.float32 else copy.deepcopy(self._classifier).float()
+        return self._classifier if DTYPES[self.precision] == torch.float32 else copy.deepcopy(self._classifier).float()
 
     @property
     def full_pass(self) -> int:

@@ -85,9 +85,9 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port of HTTP")] = 8000
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(description="of weights and activations")] = (
-        "auto"
-    )
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8"], Field(description="of weights and activations")
+    ] = "auto"
     replicas: Annotated[Positive, Field(description="processes that answer, each with its own models")] = 1
     gpus_per_replica: Annotated[
         float, Field(ge=0, description="GPUs that Ray reserves for a replica; 0: those of the machine, shared evenly")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import Layout, make_batch, plan_passes
+from model.batch import MULTIPLE, Layout, make_batch, plan_passes
 from model.tokens import Row
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -30,7 +30,7 @@ def test_a_batch_holds_every_token_and_returns_to_the_callers_order(n: list[int]
     assert int((batch.ids > 0).sum()) == sum(n)
     if layout == "packed":
         assert batch.keep is None
-        assert len(batch.ids) == sum(n)
+        assert sum(n) <= len(batch.ids) < sum(n) + MULTIPLE
     else:
         assert len(batch.ids) == len(n) * max(n)
         assert batch.keep is None or int(batch.keep.sum()) == sum(n)

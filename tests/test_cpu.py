@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_families import EVERY_CASE, ONE_CASE, our_logits, ours, random_rows, reference
 
-from model.cpu import Scale, has_int8_kernels, has_packed_kernels, pack, quantize
+from model.cpu import Scale, has_packed_kernels, pack, quantize
+from model.device import has_int8
 
 if TYPE_CHECKING:
     from model.encoder import Classifier
 
-needs_int8 = pytest.mark.skipif(not has_int8_kernels(), reason="this processor has no int8 products (VNNI, AMX)")
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no int8 products (VNNI, AMX)")
 
 
 def gentle(family: str, settings: dict[str, Any]) -> Classifier:
