@@ -45,7 +45,7 @@ constraints:
 	$(SAY) "resolving"
 	@$(PYTHON) -m venv $(VENV)-constraints
 	@$(VENV)-constraints/bin/pip install --quiet "$(TORCH)"
-	@$(VENV)-constraints/bin/pip install --quiet ".[test,lint]"
+	@$(VENV)-constraints/bin/pip install --quiet ".[test,lint,bench]"
 	@head -2 constraints.txt > constraints.new
 	@$(VENV)-constraints/bin/pip freeze --all --exclude pip --exclude heed | sed 's/+cpu$$//' >> constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-constraints
