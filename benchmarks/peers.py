@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import load_bundle
-from model.device import PRECISIONS, choose_precision
+from model.device import DTYPES, choose_precision
 from service.batching import plan_pass
 from service.predictor import Predictor, Scored
 
@@ -71,7 +71,7 @@ def served_precisions() -> list[str]:
             return False
         return True
 
-    return [name for name in PRECISIONS if is_served(name)]
+    return [name for name in DTYPES if is_served(name)]
 
 
 def ours(folder: Path, precision: str) -> Engine:
@@ -119,7 +119,7 @@ def transformers(folder: Path, precision: str, *, compiled: bool = False) -> Eng
     """Eager PyTorch, or torch.compile with dynamic shapes, which compiles in its first passes."""
     if compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise Missing("torch.compile needs a C++ compiler, and none is on the PATH")
-    model = transformers_model(folder, PRECISIONS[precision], "sdpa")
+    model = transformers_model(folder, DTYPES[precision], "sdpa")
     forward = torch.compile(model, dynamic=True) if compiled else model
 
     @torch.inference_mode()
