@@ -39,8 +39,9 @@ class Relative:
 class View:
     """What a layer's attention may look at.
 
-    reach is how far a token sees to each side, None without end. masks has one entry a segment, True where
-    a query may see a key, None where it sees all. rotation is (cos, sin), each (T, 1, K), None where
+    reach is how far a token sees to each side, None without end. masks has one entry a segment: what is added
+    to the scores, 0 or -inf (True where a query may see a key, if positions are relative); None where it sees
+    all. rotation is (cos, sin), each (T, 1, K), None where
     positions are not rotary. cu_seqlens (B + 1,) and longest describe the rows of the varlen layout.
     """
 
@@ -55,80 +56,86 @@ class View:
 
 def make_view(
     batch: Batch,
+    dtype: torch.dtype,
     reach: int | None = None,
     rotation: tuple[Tensor, Tensor] | None = None,
     relative: Relative | None = None,
 ) -> View:
-    """The view of the layers that see `reach` tokens to each side."""
+    """The view of the layers that see `reach` tokens to each side and compute in dtype."""
     if batch.cu_seqlens is not None:
         return View((), (), reach, rotation, relative, batch.cu_seqlens, batch.longest)
-    masks = [segment_mask(segment, batch.keep, reach, batch.ids.device) for segment in batch.segments]
+    masks = [segment_mask(segment, batch.rows, reach) for segment in batch.segments]
+    if relative is None:  # the kernel would turn True into 0 and False into -inf again in every layer
+        masks = [None if m is None else torch.zeros_like(m, dtype=dtype).masked_fill_(~m, -math.inf) for m in masks]
     return View(batch.segments, masks, reach, rotation, relative)
 
 
 def is_banded(length: int, reach: int | None) -> bool:
-    """Whether rows of a length are cheaper in blocks: each block of 2 * reach queries sees 4 * reach keys."""
+    """Whether blocks of a length are cheaper in bands: each band of 2 * reach queries sees 4 * reach keys."""
     return bool(reach) and length > 4 * (reach or 0)
 
 
-def segment_mask(segment: Segment, keep: Tensor | None, reach: int | None, device: torch.device) -> Tensor | None:
-    """True where a query may see a key, broadcastable to what the segment's attention computes.
+def segment_mask(segment: Segment, rows: Tensor, reach: int | None) -> Tensor | None:
+    """True where a query may see a key, broadcastable to what the segment's attention computes; None: everywhere.
 
-    keep (rows, L) is True on real tokens. A padding token may have no real token within reach, so each sees
-    itself: the softmax over nothing is NaN.
+    rows (T,) is the row of each token. A token sees its own row; padding sees padding, as the softmax over nothing
+    is NaN.
     """
+    row = rows[segment.span].view(segment.rows, segment.length)  # (rows, L)
     if is_banded(segment.length, reach):
         assert reach is not None
-        return band_mask(segment, keep, reach, device)
-    near = None
-    if reach is not None and reach < segment.length - 1:
-        at = torch.arange(segment.length, device=device)
-        near = (at[:, None] - at).abs() <= reach  # (L, L)
-    if keep is None or near is None:
-        return near if keep is None else keep[:, None, None, :]  # (rows, 1, 1, L)
-    itself = torch.eye(segment.length, dtype=torch.bool, device=device)
-    return (near & keep[:, None, None, :]) | itself  # (rows, 1, L, L)
+        return band_mask(row[:1] if segment.is_full and not segment.is_shared else row, reach)
+    mask = None
+    if segment.is_shared:
+        mask = row[:, None, :, None] == row[:, None, None, :]  # (rows, 1, L, L)
+    elif not segment.is_full:
+        mask = (row == row[:, :1])[:, None, None, :]  # (rows, 1, 1, L)
+    if reach is None or reach >= segment.length - 1:
+        return mask
+    at = torch.arange(segment.length, device=rows.device)
+    near = (at[:, None] - at).abs() <= reach  # (L, L)
+    return near if mask is None else (near & mask) | (at[:, None] == at)
 
 
-def band_mask(segment: Segment, keep: Tensor | None, reach: int, device: torch.device) -> Tensor:
-    """The mask of banded(): (blocks, 1 or rows, 2 * reach, 4 * reach)."""
-    block = 2 * reach
-    blocks = math.ceil(segment.length / block)
-    query = torch.arange(block, device=device)[:, None] + reach  # where it lies among its keys
-    key = torch.arange(2 * block, device=device)
-    near = (query - key).abs() <= reach  # (block, 2 * block)
-    rows = keep if keep is not None else torch.ones(1, segment.length, dtype=torch.bool, device=device)
-    exists = in_windows(rows[:, None, :, None], reach).squeeze(-1).squeeze(2)  # (blocks, rows, 2 * block)
-    assert exists.shape[0] == blocks
-    return (near & exists[:, :, None, :]) | (query == key)  # (blocks, rows, block, 2 * block)
+def band_mask(row: Tensor, reach: int) -> Tensor:
+    """The mask of banded() for rows of tokens (rows, L): (bands, rows, 2 * reach, 4 * reach)."""
+    band = 2 * reach
+    bands = math.ceil(row.shape[1] / band)
+    beyond = bands * band - row.shape[1]
+    query = torch.arange(band, device=row.device)[:, None] + reach  # where it lies among its keys
+    key = torch.arange(2 * band, device=row.device)
+    near = (query - key).abs() <= reach  # (2 * reach, 4 * reach)
+    of_key = F.pad(row, (reach, reach + beyond), value=-1).unfold(1, 2 * band, band)  # (rows, bands, 4 * reach)
+    of_query = F.pad(row, (0, beyond), value=-1).view(-1, bands, band)  # (rows, bands, 2 * reach)
+    same = (of_query[..., None] == of_key[:, :, None]).transpose(0, 1)  # (bands, rows, 2 * reach, 4 * reach)
+    return (near & same) | (query == key)
 
 
 def in_windows(x: Tensor, reach: int) -> Tensor:
-    """The keys of each block of queries: (rows, H, L, K) -> (blocks, rows, H, 4 * reach, K), zeros beyond the row."""
-    block = 2 * reach
-    blocks = math.ceil(x.shape[2] / block)
-    padded = F.pad(x, (0, 0, reach, blocks * block + reach - x.shape[2]))
-    return padded.unfold(2, 2 * block, block).permute(2, 0, 1, 4, 3)
+    """The keys of each band of queries: (rows, H, L, K) -> (bands, rows, H, 4 * reach, K), zeros beyond the row."""
+    band = 2 * reach
+    bands = math.ceil(x.shape[2] / band)
+    padded = F.pad(x, (0, 0, reach, bands * band + reach - x.shape[2]))
+    return padded.unfold(2, 2 * band, band).permute(2, 0, 1, 4, 3)
 
 
 def banded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, reach: int, scale: float) -> Tensor:
     """Attention within `reach` tokens to each side, each of q, k, v (rows, H, L, K).
 
-    Rows are cut into blocks of 2 * reach queries; with its neighbours within reach a block has twice as many
+    Rows are cut into bands of 2 * reach queries; with its neighbours within reach a band has twice as many
     keys, so time and memory grow with L and not with its square (as in Longformer, Beltagy et al. 2020,
-    https://arxiv.org/abs/2004.05150, section 3.1). Blocks take the place of rows, rows that of heads.
+    https://arxiv.org/abs/2004.05150, section 3.1). Bands take the place of rows, rows that of heads.
     """
     rows, heads, length, width = q.shape
-    block = 2 * reach
-    blocks = mask.shape[0]
-    q = F.pad(q, (0, 0, 0, blocks * block - length)).view(rows, heads, blocks, block, width)
-    q = q.permute(2, 0, 1, 3, 4).reshape(blocks, rows * heads, block, width)
-    k, v = (in_windows(x, reach).reshape(blocks, rows * heads, 2 * block, width) for x in (k, v))
+    band, bands = 2 * reach, mask.shape[0]
+    q = F.pad(q, (0, 0, 0, bands * band - length)).view(rows, heads, bands, band, width)
+    q = q.permute(2, 0, 1, 3, 4).reshape(bands, rows * heads, band, width)
+    k, v = (in_windows(x, reach).reshape(bands, rows * heads, 2 * band, width) for x in (k, v))
     if mask.shape[1] > 1:
-        mask = mask.repeat_interleave(heads, dim=1)  # (blocks, rows * H, block, 2 * block)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (blocks, rows * H, block, K)
-    y = y.view(blocks, rows, heads, block, width).permute(1, 2, 0, 3, 4)
-    return y.reshape(rows, heads, blocks * block, width)[:, :, :length]
+        mask = mask.repeat_interleave(heads, dim=1)  # (bands, rows * H, 2 * reach, 4 * reach)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (bands, rows * H, 2 * reach, K)
+    y = y.view(bands, rows, heads, band, width).permute(1, 2, 0, 3, 4)
+    return y.reshape(rows, heads, bands * band, width)[:, :, :length]
 
 
 def rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -175,14 +182,6 @@ class RelativePositions(nn.Module):
         scaled = torch.log(far / middle) / torch.log(torch.tensor((limit - 1) / middle)) * (middle - 1)
         by_log = (torch.ceil(scaled) + middle) * distance.sign()
         return torch.where(far <= middle, distance.float(), by_log).long()
-
-
-def join(parts: list[Tensor], tokens: int) -> Tensor:
-    """Segments one after another (tokens, D), zeros behind the last."""
-    rest = tokens - sum(len(part) for part in parts)
-    if rest:
-        parts.append(parts[0].new_zeros(rest, parts[0].shape[1]))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class SelfAttention(nn.Module):
@@ -235,7 +234,7 @@ class SelfAttention(nn.Module):
                 seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
                 y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
             parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
-        return join(parts, len(q))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _positions(self, relative: Relative | None) -> tuple[Tensor | None, Tensor | None]:
         """The relative positions as this layer's keys and queries, each (H, S, K)."""

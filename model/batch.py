@@ -3,12 +3,12 @@
 Shared by serving and training. Every layout is one axis of T tokens, so that the matrix products of the
 encoder see all tokens at once; they differ in what attention sees:
 
-  packed   rows sorted by length, a segment for each length, attention one rectangle a segment: no mask, and no
-           padding but at most 15 tokens behind the last row (inference on a CPU)
+  packed   short rows share blocks of one width, a longer row has one of its own; attention is one rectangle
+           for the blocks of a width, and a token sees its own row (inference on a CPU: few calls, few tokens
+           of padding, and widths that its kernels like)
   varlen   rows one after another, attention by a kernel that takes their borders: no padding and no mask
            (inference on CUDA in half precision)
-  padded   one segment as wide as the longest row, `keep` marks its real tokens (training, and whatever on
-           CUDA has no varlen kernel; many small attention calls would cost more than some padding)
+  padded   a block for each row, as wide as the longest (training, and whatever on CUDA has no varlen kernel)
 """
 
 from __future__ import annotations
@@ -30,18 +30,35 @@ if TYPE_CHECKING:
 
 Layout = Literal["packed", "varlen", "padded"]
 HALF = (torch.bfloat16, torch.float16)
-# oneDNN makes a kernel for each number of tokens and keeps a thousand: real traffic must not ask for more.
-MULTIPLE, MULTIPLE_FROM = 16, 128
 MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples of 8
+
+# Attention on a CPU takes half the time where the width is a multiple of 16; and oneDNN makes a kernel for each
+# number of tokens and keeps a thousand, so that real traffic must not ask for more.
+MULTIPLE = 16
+SHARED_WIDTHS = (32, 48, 64, 96, 128)  # of blocks that rows share; what is longer has its own
+WIDTH_COST = 700  # tokens of width that double what a token costs: attention grows with the width
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows, by index, that lie one after another in `width` tokens."""
+
+    width: int
+    rows: list[int]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """`rows` rows of `length` tokens, one after another from token `start` on."""
+    """`rows` blocks of `length` tokens, one after another from token `start` on.
+
+    is_shared: some hold several rows. is_full: none holds padding.
+    """
 
     start: int
     rows: int
     length: int
+    is_shared: bool = False
+    is_full: bool = False
 
     @property
     def span(self) -> slice:
@@ -51,20 +68,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows on one axis of T tokens, the longest of `longest` tokens.
+    """B rows on one axis of T tokens; the widest block has `longest` tokens.
 
-    tokens (3, T) are ids, types and positions; starts (B,) is where each row begins; keep (B, L) is True on
-    real tokens, None where all in the segments are real; back (B,) puts rows of the batch back into the caller's
-    order, None where they are in it. cu_seqlens (B + 1,) are the borders of rows in the varlen layout, without
-    segments.
+    tokens (3, T) are ids, types and positions; rows (T,) is the row of each token, B for padding; starts and
+    lengths (B,) say where each row lies, in the caller's order. cu_seqlens (B + 1,) are the borders of rows in
+    the varlen layout, which has no segments.
     """
 
     tokens: Tensor
+    rows: Tensor
     starts: Tensor
+    lengths: Tensor
     longest: int
     segments: tuple[Segment, ...] = ()
-    keep: Tensor | None = None
-    back: Tensor | None = None
     cu_seqlens: Tensor | None = None
 
     @property
@@ -85,20 +101,22 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
 
-        tokens, starts = (x.to(device, non_blocking=True) for x in (self.tokens, self.starts))
-        moved = (move(x) for x in (self.keep, self.back, self.cu_seqlens))
-        return Batch(tokens, starts, self.longest, self.segments, *moved)
+        tokens, rows, starts, lengths = map(move, (self.tokens, self.rows, self.starts, self.lengths))
+        borders = None if self.cu_seqlens is None else move(self.cu_seqlens)
+        return Batch(tokens, rows, starts, lengths, self.longest, self.segments, borders)
 
 
 def choose_layout(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> Layout:
     """The layout that measures best for inference, among those that have a kernel (benchmarks/RESULTS.md)."""
+    if config.convolution:  # a row must not see its neighbours
+        return "padded"
     if device.type == "cpu":
         return "packed"
     has_kernel = config.head_width % 8 == 0 and config.head_width <= MAX_VARLEN_HEAD and config.relative is None
-    return "varlen" if dtype in HALF and has_kernel and not config.convolution else "padded"
+    return "varlen" if dtype in HALF and has_kernel else "padded"
 
 
 def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_position: int = 0) -> Batch:
@@ -106,56 +124,93 @@ def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_posit
 
     first_position is that of a row's first token, 0 or as RoBERTa counts.
     """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids)) if layout == "packed" else range(len(rows))
-    rows = [rows[i] for i in order]
-    lengths = [len(row.ids) for row in rows]
-    longest = max(lengths)
-    widths = [longest] * len(rows) if layout == "padded" else lengths
+    lengths = np.array([len(row.ids) for row in rows])
+    starts, segments = place(lengths.tolist(), layout)
+    total = segments[-1].span.stop if segments else int(lengths.sum())
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    at = np.repeat(starts, lengths) + within  # where each token goes
 
-    borders = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(widths, out=borders[1:])
-    total = int(borders[-1])
-    rounded = total + (-total % MULTIPLE if layout == "packed" and total > MULTIPLE_FROM else 0)
-    tokens = np.zeros((3, rounded), dtype=np.int64)
-    tokens[0] = pad_id
-    real = (np.arange(longest) < np.array(lengths)[:, None]) if layout == "padded" else np.arange(rounded) < total
-    tokens[0, real.ravel()] = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, sum(lengths))
-    for row, start in zip(rows, borders.tolist(), strict=False):
+    tokens = np.zeros((3, total), dtype=np.int64)
+    tokens[0], tokens[2] = pad_id, first_position
+    tokens[0, at] = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, len(at))
+    tokens[2, at] += within
+    row_of = np.full(total, len(rows))
+    row_of[at] = np.repeat(np.arange(len(rows)), lengths)
+    for row, start in zip(rows, starts.tolist(), strict=True):
         if row.types is not None:
             tokens[1, start : start + len(row.types)] = row.types
-    tokens[2] = first_position
-    tokens[2, :total] += np.arange(total) - np.repeat(borders[:-1], widths)
-    if first_position:
-        _skip_padding(tokens, rows, borders, pad_id)
+        if first_position and pad_id in row.ids:  # a text may spell the padding token, which is then not counted
+            counted = np.array(row.ids) != pad_id
+            tokens[2, start : start + len(row.ids)] = np.cumsum(counted) * counted + pad_id
 
-    padding = layout == "padded" and min(lengths) < longest
     return Batch(
         torch.from_numpy(tokens),
-        torch.from_numpy(borders[:-1]),
-        longest,
-        () if layout == "varlen" else _segments(widths),
-        keep=torch.from_numpy(real) if padding else None,
-        back=torch.from_numpy(np.argsort(order)) if layout == "packed" else None,
-        cu_seqlens=torch.from_numpy(borders.astype(np.int32)) if layout == "varlen" else None,
+        torch.from_numpy(row_of),
+        torch.from_numpy(starts),
+        torch.from_numpy(lengths),
+        longest=max(s.length for s in segments) if segments else int(lengths.max()),
+        segments=segments,
+        cu_seqlens=torch.from_numpy(np.append(starts, total).astype(np.int32)) if layout == "varlen" else None,
     )
 
 
-def _skip_padding(tokens: np.ndarray, rows: Sequence[Row], borders: np.ndarray, pad_id: int) -> None:
-    """Where positions are counted from the padding id on, a text that spells the padding token leaves it out."""
-    for row, start in zip(rows, borders.tolist(), strict=False):
-        if pad_id in row.ids:
-            counts = np.array(row.ids) != pad_id
-            tokens[2, start : start + len(row.ids)] = np.cumsum(counts) * counts + pad_id
-
-
-def _segments(widths: Sequence[int]) -> tuple[Segment, ...]:
-    """Runs of equal width, in order."""
+def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    """Where each row starts (B,), and the segments that attention works on."""
+    if layout == "varlen":
+        return np.cumsum([0, *lengths[:-1]]), ()
+    longest = max(lengths)
+    blocks = plan_blocks(lengths) if layout == "packed" else [Block(longest, [i]) for i in range(len(lengths))]
+    starts = np.zeros(len(lengths), dtype=np.int64)
     segments: list[Segment] = []
     start = 0
-    for length, run in groupby(widths):
-        segments.append(Segment(start, len(list(run)), length))
+    for width, run in groupby(blocks, key=lambda block: block.width):
+        of_width = list(run)
+        for j, block in enumerate(of_width):
+            first = start + j * width
+            for i in block.rows:
+                starts[i] = first
+                first += lengths[i]
+        shared = any(len(block.rows) > 1 for block in of_width)
+        full = all(sum(lengths[i] for i in block.rows) == width for block in of_width)
+        segments.append(Segment(start, len(of_width), width, shared, full))
         start = segments[-1].span.stop
-    return tuple(segments)
+    return starts, tuple(segments)
+
+
+def plan_blocks(lengths: Sequence[int]) -> list[Block]:
+    """Put rows into blocks, those of one width together, so that padding and attention cost little together."""
+    if len(lengths) == 1:
+        return [Block(lengths[0] if lengths[0] <= SHARED_WIDTHS[-1] else round_up(lengths[0]), [0])]
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    total = round_up(sum(lengths))
+    widths = [width for width in SHARED_WIDTHS if width <= total] + ([total] if total <= SHARED_WIDTHS[-1] else [])
+    return min((_blocks_of(width, lengths, longest_first) for width in widths), key=_cost)
+
+
+def round_up(tokens: int) -> int:
+    """The next multiple of MULTIPLE."""
+    return -(-tokens // MULTIPLE) * MULTIPLE
+
+
+def _blocks_of(width: int, lengths: Sequence[int], longest_first: Sequence[int]) -> list[Block]:
+    """Blocks of a width, each row in the one that it fills best, and one for each row that is longer."""
+    longer = [Block(round_up(lengths[i]), [i]) for i in longest_first if lengths[i] > width]
+    shared: list[Block] = []
+    by_space: list[list[Block]] = [[] for _ in range(width + 1)]  # blocks by how many tokens are free in them
+    for i in longest_first[len(longer) :]:
+        space = next((space for space in range(lengths[i], width) if by_space[space]), None)
+        if space is None:
+            space = width
+            by_space[width].append(Block(width, []))
+            shared += by_space[width]
+        block = by_space[space].pop()
+        block.rows.append(i)
+        by_space[space - lengths[i]].append(block)
+    return longer + shared
+
+
+def _cost(blocks: Sequence[Block]) -> float:
+    return sum(block.width * (1 + block.width / WIDTH_COST) for block in blocks)
 
 
 def plan_passes(lengths: Sequence[int], budget: int, max_rows: int | None = None) -> list[list[int]]:

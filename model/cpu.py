@@ -104,7 +104,7 @@ class QuantizedLinear(nn.Module):
 
 
 class FastBlock(nn.Module):
-    """model.encoder.Block for inference, of linear layers made by `linear`; residuals are added in place."""
+    """model.encoder.Block for inference, of linear layers made by `linear`."""
 
     def __init__(self, block: Any, config: EncoderConfig, linear: Callable[..., nn.Module]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class FastBlock(nn.Module):
     def forward(self, x: Tensor, view: object) -> Tensor:
         """(T, D) -> (T, D)."""
         h = self.attention_norm(x) if self.pre else x
-        x = self.out(self.attention(h, view)).add_(x)
+        x = x + self.out(self.attention(h, view))
         x = x if self.pre else self.attention_norm(x)
         h = self.up(self.feed_forward_norm(x) if self.pre else x)
         if self.gated:
@@ -132,7 +132,7 @@ class FastBlock(nn.Module):
             h = self.activation(h) * gate
         else:
             h = self.activation(h)
-        x = self.down(h).add_(x)
+        x = x + self.down(h)
         return x if self.pre else self.feed_forward_norm(x)
 
 
@@ -172,6 +172,7 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
         return QuantizedLinear(layer, scales[layer], out, activation)
 
     quantized = _with_blocks(classifier, linear)
+    quantized.encoder.attention_dtype = mixed
     before, after = forward_rows(classifier, rows), forward_rows(quantized, rows)
     moved = float(np.abs(after - before).max() / max(1.0, np.abs(before).max()))
     if not moved <= INT8_TOLERANCE:

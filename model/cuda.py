@@ -54,8 +54,10 @@ def fill(batch: Batch, bucket: int) -> tuple[Tensor, Tensor]:
 
 def varlen_batch(tokens: Tensor, cu_seqlens: Tensor, longest: int) -> Batch:
     """The batch of tokens (3, T) whose rows have the borders cu_seqlens."""
-    starts = cu_seqlens[:-1].clamp(max=tokens.shape[1] - 1).long()  # a row without tokens begins somewhere
-    return Batch(tokens, starts, longest=longest, cu_seqlens=cu_seqlens)
+    at = torch.arange(tokens.shape[1], device=tokens.device, dtype=cu_seqlens.dtype)
+    rows = torch.searchsorted(cu_seqlens[1:].contiguous(), at, right=True)
+    starts = cu_seqlens[:-1].clamp(max=len(at) - 1).long()  # a row without tokens begins somewhere
+    return Batch(tokens, rows, starts, cu_seqlens.diff(), longest, cu_seqlens=cu_seqlens)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RelativePositions, SelfAttention, join, make_view, rotation
+from model.attention import RelativePositions, SelfAttention, make_view, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,14 +223,17 @@ class Convolution(nn.Module):
         self.activation = ACTIVATIONS[config.convolution_activation]
 
     def forward(self, embedded: Tensor, x: Tensor, batch: Batch) -> Tensor:
-        """The embeddings and the output of the first layer, each (T, D) -> (T, D)."""
+        """The embeddings and the output of the first layer, each (T, D) -> (T, D); a block holds one row.
+
+        Padding is as empty as what is beyond the row.
+        """
         parts = []
         for segment in batch.segments:
-            rows = embedded[segment.span].view(segment.rows, segment.length, -1)  # (rows, L, D)
-            if batch.keep is not None:
-                rows = rows * batch.keep[:, :, None]  # padding is as empty as what is beyond the row
+            assert not segment.is_shared, "choose_layout gives a convolution blocks of one row"
+            is_real = batch.rows[segment.span, None] < len(batch.starts)
+            rows = (embedded[segment.span] * is_real).view(segment.rows, segment.length, -1)  # (rows, L, D)
             parts.append(self.conv(rows.transpose(1, 2)).transpose(1, 2).flatten(0, 1))  # (rows * L, D)
-        out: Tensor = self.norm(x + self.activation(self.dropout(join(parts, len(x)))))
+        out: Tensor = self.norm(x + self.activation(self.dropout(torch.cat(parts))))
         return out
 
 
@@ -245,6 +248,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks or config.layers))
         self.convolution = Convolution(config) if config.convolution else None
         self.final_norm = layer_norm(config) if config.norm == "pre" else nn.Identity()
+        self.attention_dtype: torch.dtype | None = None  # None: that of the embeddings (model/cpu.py has another)
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids -> (T, D)."""
@@ -253,8 +257,10 @@ class Encoder(nn.Module):
     def contextualize(self, embedded: Tensor, batch: Batch) -> Tensor:
         """Vectors of single tokens (T, D) -> the same in their context (T, D)."""
         x = embedded
-        everything = self._view(batch, None)
-        local = self._view(batch, self.config.local_window // 2) if self.config.local_layers else everything
+        everything = self._view(batch, embedded.dtype, None)
+        local = everything
+        if self.config.local_layers:
+            local = self._view(batch, embedded.dtype, self.config.local_window // 2)
         for layer in range(self.config.layers):
             block = self.blocks[int(layer / (self.config.layers / len(self.blocks)))]  # as ALBERT counts its groups
             x = block(x, local if layer in self.config.local_layers else everything)
@@ -263,14 +269,15 @@ class Encoder(nn.Module):
         out: Tensor = self.final_norm(x)
         return out
 
-    def _view(self, batch: Batch, reach: int | None) -> View:
+    def _view(self, batch: Batch, dtype: torch.dtype, reach: int | None) -> View:
         """What the layers see that see `reach` tokens to each side, or everything."""
-        config = self.config
+        config, dtype = self.config, self.attention_dtype or dtype
         turn = None
         if config.positions == "rotary":
             theta = config.rope_theta if reach is None else config.local_rope_theta
-            turn = rotation(batch.positions, config.head_width, theta, self.embeddings.tokens.weight.dtype)
-        return make_view(batch, reach, turn, self.relative(batch.longest) if self.relative is not None else None)
+            turn = rotation(batch.positions, config.head_width, theta, dtype)
+        relative = self.relative(batch.longest) if self.relative is not None else None
+        return make_view(batch, dtype, reach, turn, relative)
 
 
 class Head(nn.Module):
@@ -285,32 +292,18 @@ class Head(nn.Module):
         self.out = nn.Linear(config.width, num_labels)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        """(T, D) -> fp32 logits (B, C), in the order of the batch."""
+        """(T, D) -> fp32 logits (B, C), in the caller's order."""
         pooled = self.norm(self.activation(self.dense(self._pool(x, batch))))
         out: Tensor = self.out(self.dropout(pooled))
         return out.float()
 
     def _pool(self, x: Tensor, batch: Batch) -> Tensor:
-        """(T, D) -> (B, D): the first token of each row, or the mean over its real tokens."""
+        """(T, D) -> (B, D): the first token of each row, or the mean over its tokens."""
         if self.pooling == "first":
             return x[batch.starts]
-        if batch.cu_seqlens is not None:
-            return row_means(x, batch.cu_seqlens)
-        rows = [x[s.span].view(s.rows, s.length, -1) for s in batch.segments]  # each (rows, L, D)
-        if batch.keep is None:
-            return torch.cat([r.mean(1) for r in rows])
-        [padded] = rows
-        weight = batch.keep / batch.keep.sum(1, keepdim=True)  # (B, L)
-        return (padded * weight[:, :, None].to(padded.dtype)).sum(1)
-
-
-def row_means(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The mean (B, D) over the tokens of each row of x (T, D); nothing here waits for the device."""
-    at = torch.arange(len(x), device=x.device, dtype=cu_seqlens.dtype)
-    row = torch.searchsorted(cu_seqlens[1:].contiguous(), at, right=True)  # (T,)
-    sums = x.new_zeros(len(cu_seqlens) - 1, x.shape[1], dtype=torch.float32).index_add_(0, row, x.float())
-    means: Tensor = sums / cu_seqlens.diff()[:, None]
-    return means.to(x.dtype)
+        sums = x.new_zeros(len(batch.starts) + 1, x.shape[1], dtype=torch.float32)  # the last is that of padding
+        sums = sums.index_add(0, batch.rows, x.float())[:-1]
+        return (sums / batch.lengths[:, None]).to(x.dtype)
 
 
 class Classifier(nn.Module):
@@ -330,7 +323,7 @@ class Classifier(nn.Module):
     def logits(self, embedded: Tensor, batch: Batch) -> Tensor:
         """Embedded tokens (T, D) -> (B, C); model/explain.py comes in here with vectors between two texts."""
         logits: Tensor = self.head(self.encoder.contextualize(embedded, batch), batch)
-        return logits if batch.back is None else logits[batch.back]
+        return logits
 
     def _init(self, module: nn.Module) -> None:
         """Normal weights cut at two deviations; pre-norm outputs shrink with depth, as in GPT-2 and ModernBERT."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import MULTIPLE, Layout, make_batch, plan_passes
+from model.batch import Block, Layout, make_batch, plan_blocks, plan_passes
 from model.tokens import Row
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -21,16 +22,30 @@ def test_each_row_is_in_one_pass_and_each_pass_keeps_its_budget(n: list[int], bu
         assert len(rows) <= max_rows
 
 
-@given(lengths, st.sampled_from(["packed", "padded"]))
-def test_a_batch_holds_every_token_and_returns_to_the_callers_order(n: list[int], layout: Layout) -> None:
-    rows = [Row([i + 1] * length) for i, length in enumerate(n)]
-    batch = make_batch(rows, layout)
-    firsts = torch.cat([batch.ids[s.span].view(s.rows, s.length)[:, 0] for s in batch.segments])
-    assert (firsts if batch.back is None else firsts[batch.back]).tolist() == [i + 1 for i in range(len(n))]
-    assert int((batch.ids > 0).sum()) == sum(n)
-    if layout == "packed":
-        assert batch.keep is None
-        assert sum(n) <= len(batch.ids) < sum(n) + MULTIPLE
-    else:
-        assert len(batch.ids) == len(n) * max(n)
-        assert batch.keep is None or int(batch.keep.sum()) == sum(n)
+@given(lengths, st.sampled_from(["packed", "varlen", "padded"]))
+def test_a_batch_holds_each_row_in_one_piece(n: list[int], layout: Layout) -> None:
+    rows = [Row([100 * i + j for j in range(length)]) for i, length in enumerate(n)]
+    batch = make_batch(rows, layout, pad_id=9999)
+    for i, row in enumerate(rows):
+        at = slice(int(batch.starts[i]), int(batch.starts[i]) + n[i])
+        assert batch.ids[at].tolist() == row.ids
+        assert batch.positions[at].tolist() == list(range(n[i]))
+        assert batch.rows[at].tolist() == [i] * n[i]
+    assert int((batch.rows < len(rows)).sum()) == sum(n) == int((batch.ids != 9999).sum())
+    assert sum(s.rows * s.length for s in batch.segments) in (0, batch.tokens.shape[1])
+
+
+@given(lengths)
+def test_no_row_lies_in_two_blocks_and_no_block_is_wider_than_it_says(n: list[int]) -> None:
+    blocks = plan_blocks(n)
+    assert sorted(i for block in blocks for i in block.rows) == list(range(len(n)))
+    assert all(sum(n[i] for i in block.rows) <= block.width for block in blocks)
+
+
+def test_short_rows_leave_little_room_in_their_blocks() -> None:
+    rng = random.Random(0)
+    n = [rng.randint(4, 45) for _ in range(64)]
+    assert sum(block.width for block in plan_blocks(n)) < 1.08 * sum(n)
+    assert plan_blocks([14]) == [Block(14, [0])]
+    assert [block.width for block in plan_blocks([20, 20])] == [48]
+    assert [block.width for block in plan_blocks([300, 20, 20])] == [304, 48]

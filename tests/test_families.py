@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model.batch import Layout, make_batch
+from model.batch import Layout, choose_layout, make_batch
 from model.convert import dump_weights, load_weights, read_config, write_config
 from model.encoder import Classifier, EncoderConfig
 from model.families import FAMILIES
@@ -110,9 +110,7 @@ def random_rows(*, pairs: bool = False) -> list[Row]:
 def reference_logits(model: Any, rows: list[Row]) -> torch.Tensor:
     batch = make_batch(rows, "padded", model.config.pad_token_id)
     shape = (len(rows), batch.longest)
-    inputs = {"input_ids": batch.ids.view(shape), "attention_mask": torch.ones(shape).long()}
-    if batch.keep is not None:
-        inputs["attention_mask"] = batch.keep.long()
+    inputs = {"input_ids": batch.ids.view(shape), "attention_mask": (batch.rows < len(rows)).view(shape).long()}
     if any(row.types for row in rows):
         inputs["token_type_ids"] = batch.types.view(shape)
     logits: torch.Tensor = model(**inputs).logits
@@ -121,6 +119,8 @@ def reference_logits(model: Any, rows: list[Row]) -> torch.Tensor:
 
 def our_logits(classifier: Classifier, rows: list[Row], layout: Layout) -> torch.Tensor:
     config = classifier.config
+    if config.convolution:
+        layout = choose_layout(torch.device("cpu"), torch.float32, config)
     with torch.no_grad():
         logits: torch.Tensor = classifier(make_batch(rows, layout, config.pad_id, config.first_position))
     return logits
