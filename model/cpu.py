@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import make_batch
-from model.device import has_native_bf16
 from model.encoder import ACTIVATIONS
 from model.forward import forward_rows
 from model.tokens import Row
@@ -75,12 +74,10 @@ class QuantizedLinear(nn.Module):
     """Linear layer on bytes: inputs on one fixed scale, weights with a scale for each output.
 
     The scale of the inputs does not depend on what is in the pass, and the sums are of whole numbers: a row does
-    not depend on its neighbours. `out` is the type of the result, or the scale on which it is written in bytes.
+    not depend on its neighbours. `out` is the scale on which the result is written in bytes; None: fp32.
     """
 
-    def __init__(
-        self, linear: nn.Linear, inputs: Scale, out: torch.dtype | Scale, activation: str = "identity"
-    ) -> None:
+    def __init__(self, linear: nn.Linear, inputs: Scale, out: Scale | None, activation: str = "identity") -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         self.scales = weight.abs().amax(1).clamp(min=1e-12) / 127  # (outputs,)
@@ -89,8 +86,7 @@ class QuantizedLinear(nn.Module):
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.inputs, self.fused = inputs, FUSED[activation]
-        self.out = out if isinstance(out, Scale) else Scale(1.0, 0)
-        self.dtype = torch.uint8 if isinstance(out, Scale) else out
+        self.out, self.dtype = out or Scale(1.0, 0), torch.float32 if out is None else torch.uint8
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, inputs), numbers or bytes -> (T, outputs)."""
@@ -114,7 +110,7 @@ class FastBlock(nn.Module):
         self.attention_norm, self.feed_forward_norm = block.attention_norm, block.feed_forward_norm
         attention: Any = copy.copy(block.attention)
         attention._modules = dict(block.attention._modules)
-        attention.qkv, attention.out = linear(block.attention.qkv, mixes=True), nn.Identity()
+        attention.qkv, attention.out = linear(block.attention.qkv), nn.Identity()
         self.attention = attention
         self.out = linear(block.attention.out)
         down = block.feed_forward.down
@@ -149,7 +145,7 @@ def pack(classifier: Classifier) -> Classifier:
     if not has_packed_kernels(dtype):
         return classifier
 
-    def linear(layer: nn.Linear, activation: str = "identity", **_: object) -> nn.Module:
+    def linear(layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None) -> nn.Module:
         return PackedLinear(layer, activation)
 
     return _with_blocks(classifier, linear)
@@ -162,17 +158,11 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
     logits of `rows` move by more than INT8_TOLERANCE of their size: some models have inputs too far apart for bytes.
     """
     scales = _scales(classifier, [*rows, *_random_rows(classifier.config)])
-    mixes_in_fp32 = classifier.config.relative is not None or not has_native_bf16(torch.device("cpu"))
-    mixed = torch.float32 if mixes_in_fp32 else torch.bfloat16  # what attention computes in
 
-    def linear(
-        layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None, *, mixes: bool = False
-    ) -> nn.Module:
-        out = scales[then] if then is not None else mixed if mixes else torch.float32
-        return QuantizedLinear(layer, scales[layer], out, activation)
+    def linear(layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None) -> nn.Module:
+        return QuantizedLinear(layer, scales[layer], None if then is None else scales[then], activation)
 
     quantized = _with_blocks(classifier, linear)
-    quantized.encoder.attention_dtype = mixed
     before, after = forward_rows(classifier, rows), forward_rows(quantized, rows)
     moved = float(np.abs(after - before).max() / max(1.0, np.abs(before).max()))
     if not moved <= INT8_TOLERANCE:

@@ -248,7 +248,6 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks or config.layers))
         self.convolution = Convolution(config) if config.convolution else None
         self.final_norm = layer_norm(config) if config.norm == "pre" else nn.Identity()
-        self.attention_dtype: torch.dtype | None = None  # None: that of the embeddings (model/cpu.py has another)
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids -> (T, D)."""
@@ -271,7 +270,7 @@ class Encoder(nn.Module):
 
     def _view(self, batch: Batch, dtype: torch.dtype, reach: int | None) -> View:
         """What the layers see that see `reach` tokens to each side, or everything."""
-        config, dtype = self.config, self.attention_dtype or dtype
+        config = self.config
         turn = None
         if config.positions == "rotary":
             theta = config.rope_theta if reach is None else config.local_rope_theta
