@@ -177,6 +177,12 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Seg
     return starts, tuple(segments)
 
 
+def computed_tokens(lengths: Sequence[int], layout: Layout) -> int:
+    """T of a batch of these rows."""
+    _, segments = place(lengths, layout)
+    return segments[-1].span.stop if segments else sum(lengths)
+
+
 def plan_blocks(lengths: Sequence[int]) -> list[Block]:
     """Put rows into blocks, those of one width together, so that padding and attention cost little together."""
     if len(lengths) == 1:

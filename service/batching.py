@@ -75,9 +75,7 @@ class _Waiting(Generic[Item, Result]):
 class PassFigures:
     """What metrics hear of a pass."""
 
-    rows: int
-    tokens: int
-    longest: int
+    lengths: list[int]  # tokens of each row
     forward_s: float
     queue_s: list[float]
     error: Exception | None  # the first that the pass raised; its items were then tried in halves
@@ -207,9 +205,7 @@ class Batcher(Generic[Item, Result]):
             self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
         self._on_pass(
             PassFigures(
-                rows=len(chosen),
-                tokens=tokens,
-                longest=max(entry.item.tokens for entry in chosen),
+                lengths=[entry.item.tokens for entry in chosen],
                 forward_s=forward_s,
                 queue_s=[start - entry.since for entry in chosen],
                 error=error,

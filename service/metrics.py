@@ -58,14 +58,15 @@ MODEL_INFO = Gauge(
 MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["model", "outcome"])
 
 
-def observe_pass(figures: PassFigures, packed: bool) -> None:
-    """Hear of a finished pass."""
+def observe_pass(figures: PassFigures, computed_tokens: int) -> None:
+    """Hear of a finished pass, in which so many tokens were computed, padding included."""
     if figures.error is not None:
-        log.error("a pass of %d texts failed: %s", figures.rows, where(figures.error))
+        log.error("a pass of %d texts failed: %s", len(figures.lengths), where(figures.error))
+    tokens = sum(figures.lengths)
     FORWARD_SECONDS.observe(figures.forward_s)
-    BATCH_TEXTS.observe(figures.rows)
-    BATCH_TOKENS.observe(figures.tokens)
-    PADDING.observe(0.0 if packed else 1 - figures.tokens / (figures.rows * figures.longest))
+    BATCH_TEXTS.observe(len(figures.lengths))
+    BATCH_TOKENS.observe(tokens)
+    PADDING.observe(1 - tokens / computed_tokens)
     for waited in figures.queue_s:
         QUEUE_SECONDS.observe(waited)
 

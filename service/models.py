@@ -51,7 +51,7 @@ class ServedModel:
             self._run,
             max_batch_tokens=settings.max_batch_tokens or self.predictor.full_pass,
             max_queue_tokens=settings.max_queue_tokens,
-            on_pass=lambda figures: metrics.observe_pass(figures, packed=self.predictor.packed),
+            on_pass=lambda figures: metrics.observe_pass(figures, self.predictor.computed_tokens(figures.lengths)),
         )
         self.explainer = Explainer(self.predictor, compute, settings.max_queue_tokens)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
+from model.batch import computed_tokens
 from model.bundle import PROBES
 from model.cpu import pack, quantize
 from model.device import DTYPES, choose_precision
@@ -126,10 +127,9 @@ class Predictor:
         """Tokens of a pass that fills the device."""
         return FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU
 
-    @property
-    def packed(self) -> bool:
-        """Whether its passes hold no padding."""
-        return self._forward.layout != "padded"
+    def computed_tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens of a pass of rows of these lengths, padding included."""
+        return computed_tokens(lengths, self._forward.layout)
 
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
