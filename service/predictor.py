@@ -21,7 +21,7 @@ import torch
 from model.batch import computed_tokens
 from model.bundle import PROBES
 from model.cpu import pack, quantize
-from model.device import DTYPES, choose_precision
+from model.device import DTYPES, choose_precision, keep_freed_memory
 from model.explain import explain_steps
 from model.forward import Forward
 from model.scores import MULTI, label_sets, probabilities
@@ -113,6 +113,7 @@ class Predictor:
         """The classifier that answers, as the device runs it fastest."""
         if self.device.type != "cpu":
             return self._classifier
+        keep_freed_memory()
         if self.precision == "int8":
             return quantize(self._classifier, self.bundle.tokenizer.encode(PROBES, self.bundle.max_tokens))
         return pack(self._classifier)
