@@ -124,16 +124,15 @@ def banded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, reach: int, scale: flo
 
     Rows are cut into bands of 2 * reach queries; with its neighbours within reach a band has twice as many
     keys, so time and memory grow with L and not with its square (as in Longformer, Beltagy et al. 2020,
-    https://arxiv.org/abs/2004.05150, section 3.1). Bands take the place of rows, rows that of heads.
+    https://arxiv.org/abs/2004.05150, section 3.1). Each band is a row of its own to the kernel.
     """
     rows, heads, length, width = q.shape
     band, bands = 2 * reach, mask.shape[0]
     q = F.pad(q, (0, 0, 0, bands * band - length)).view(rows, heads, bands, band, width)
-    q = q.permute(2, 0, 1, 3, 4).reshape(bands, rows * heads, band, width)
-    k, v = (in_windows(x, reach).reshape(bands, rows * heads, 2 * band, width) for x in (k, v))
-    if mask.shape[1] > 1:
-        mask = mask.repeat_interleave(heads, dim=1)  # (bands, rows * H, 2 * reach, 4 * reach)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (bands, rows * H, 2 * reach, K)
+    q = q.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (bands * rows, H, 2 * reach, K)
+    k, v = (in_windows(x, reach).flatten(0, 1) for x in (k, v))  # each (bands * rows, H, 4 * reach, K)
+    seen = mask.expand(-1, rows, -1, -1).flatten(0, 1)[:, None]  # (bands * rows, 1, 2 * reach, 4 * reach)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)  # (bands * rows, H, 2 * reach, K)
     y = y.view(bands, rows, heads, band, width).permute(1, 2, 0, 3, 4)
     return y.reshape(rows, heads, bands * band, width)[:, :, :length]
 
@@ -210,12 +209,12 @@ class SelfAttention(nn.Module):
         return out
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        """Rows one after another: (T, H, K) -> (T, D). One split, so that a row does not depend on its neighbours."""
+        """Rows one after another: (T, H, K) -> (T, D)."""
         assert view.cu_seqlens is not None
         reach = -1 if view.reach is None else view.reach
         y = varlen_attn(
             q, k, v, view.cu_seqlens, view.cu_seqlens, view.longest, view.longest,
-            scale=self.scale, window_size=(reach, reach), num_splits=1,
+            scale=self.scale, window_size=(reach, reach),
         )  # fmt: skip
         assert isinstance(y, Tensor)
         return y.flatten(1)

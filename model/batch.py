@@ -33,7 +33,7 @@ HALF = (torch.bfloat16, torch.float16)
 MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples of 8
 
 # Attention on a CPU takes half the time where the width is a multiple of 16; and oneDNN makes a kernel for each
-# number of tokens and keeps a thousand, so that real traffic must not ask for more.
+# number of tokens and keeps a thousand, so real traffic must not ask for many more.
 MULTIPLE = 16
 SHARED_WIDTHS = (32, 48, 64, 96, 128)  # of blocks that rows share; what is longer has its own
 WIDTH_COST = 700  # tokens of width that double what a token costs: attention grows with the width
@@ -115,8 +115,13 @@ def choose_layout(device: torch.device, dtype: torch.dtype, config: EncoderConfi
         return "padded"
     if device.type == "cpu":
         return "packed"
-    has_kernel = config.head_width % 8 == 0 and config.head_width <= MAX_VARLEN_HEAD and config.relative is None
-    return "varlen" if dtype in HALF and has_kernel else "padded"
+    fits = config.head_width % 8 == 0 and config.head_width <= MAX_VARLEN_HEAD and config.relative is None
+    return "varlen" if dtype in HALF and fits and has_flash_attention(device) else "padded"
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether PyTorch's flash attention runs on a CUDA device: NVIDIA's from Ampere on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_position: int = 0) -> Batch:

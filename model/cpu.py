@@ -1,13 +1,15 @@
 """A classifier as a CPU runs it fastest: weights laid out once for oneDNN, activations fused, int8 where asked.
 
 PyTorch's own linear layer lays the weight out for the processor at every call, and copies the bias. What comes
-out of pack() and quantize() shares the embeddings, norms and head of the classifier that went in, and computes
-the same function; it can neither be trained nor saved. Figures: benchmarks/RESULTS.md.
+out of pack() and quantize() shares the embeddings, norms and head of the classifier that went in, holds the
+weights of the blocks a second time, and computes the same function, or in int8 one close to it; it can neither be
+trained nor saved. Figures: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 import warnings
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.batch import make_batch
 from model.encoder import ACTIVATIONS
 from model.forward import forward_rows
 from model.tokens import Row
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
 
 FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), "identity": ("none", "")}
-INT8_TOLERANCE = 0.2  # of the largest logit, over the rows that the scales were taken from
+INT8_TOLERANCE = 0.2  # of the largest logit
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 64  # random ones; more of them, or real texts, change no label more
 
 
@@ -60,7 +61,9 @@ class Scale:
 
     @classmethod
     def of(cls, low: float, high: float) -> Scale:
-        """The finest scale that writes low, 0 and high."""
+        """The finest scale that writes low, 0 and high. Raises ValueError where one is not a number."""
+        if not math.isfinite(high - low):
+            raise ValueError(f"int8 cannot write what the model computes inside, use precision fp32: {low} to {high}")
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max(high - low, 1e-6) / 255
         return cls(scale, round(-low / scale))
@@ -155,7 +158,8 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
     """Close to the same function with the products of the blocks in int8; the classifier is in fp32.
 
     The scales of the inputs are those that `rows` and rows of random tokens need. Raises ValueError where the
-    logits of `rows` move by more than INT8_TOLERANCE of their size: some models have inputs too far apart for bytes.
+    logits of `rows` and of other random rows move by more than INT8_TOLERANCE of their size: some models have
+    inputs too far apart for bytes.
     """
     scales = _scales(classifier, [*rows, *_random_rows(classifier.config)])
 
@@ -163,11 +167,17 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
         return QuantizedLinear(layer, scales[layer], None if then is None else scales[then], activation)
 
     quantized = _with_blocks(classifier, linear)
-    before, after = forward_rows(classifier, rows), forward_rows(quantized, rows)
-    moved = float(np.abs(after - before).max() / max(1.0, np.abs(before).max()))
+    moved = _moved(classifier, quantized, [*rows, *_random_rows(classifier.config, seed=1)])
     if not moved <= INT8_TOLERANCE:
         raise ValueError(f"int8 moves the logits of this model by too much, use precision bf16 or fp32: {moved:.0%}")
     return quantized
+
+
+def _moved(before: Classifier, after: Classifier, rows: Sequence[Row]) -> float:
+    """The largest change of a logit, as a share of the largest; what all logits of a row share is no difference."""
+    logits, others = (forward_rows(classifier, rows) for classifier in (before, after))
+    logits, others = (x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x for x in (logits, others))
+    return float(np.abs(others - logits).max() / max(1.0, np.abs(logits).max()))
 
 
 def _with_blocks(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:
@@ -191,17 +201,23 @@ def _scales(classifier: Classifier, rows: Sequence[Row]) -> dict[nn.Module, Scal
     layers = [m for m in classifier.encoder.blocks.modules() if isinstance(m, nn.Linear)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        config = classifier.config
-        classifier.eval()(make_batch(rows, "packed", config.pad_id, config.first_position))
+        forward_rows(classifier, rows)
     finally:
         for hook in hooks:
             hook.remove()
     return {layer: Scale.of(*span) for layer, span in spans.items()}
 
 
-def _random_rows(config: EncoderConfig) -> list[Row]:
-    """Rows of random tokens, the same at every call."""
-    rng = random.Random(0)
+def _random_rows(config: EncoderConfig, seed: int = 0) -> list[Row]:
+    """Rows of random tokens, the same at every call; every other one a pair where the model tells its texts apart."""
+    rng = random.Random(seed)
     longest = min(config.max_tokens, CALIBRATION_TOKENS)
     lengths = [rng.randint(1, longest) for _ in range(CALIBRATION_ROWS)]
-    return [Row([rng.randrange(config.vocab_size) for _ in range(n)]) for n in lengths]
+    typed = config.token_types > 1
+    return [
+        Row(
+            [rng.randrange(config.vocab_size) for _ in range(n)],
+            [int(i >= n // 2) for i in range(n)] if typed and n % 2 else None,
+        )
+        for n in lengths
+    ]

@@ -78,6 +78,7 @@ class CudaPasses:
         self._copies = torch.cuda.Stream(device)
         self._graphs: dict[int, Graph] = {}
 
+    @torch.inference_mode()
     def launch(self, batch: Batch) -> Callable[[], Array]:
         """Start a pass; what is returned waits for its logits (B, C), fp32."""
         rows = len(batch.starts)
@@ -128,14 +129,14 @@ class CudaPasses:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture a graph for each bucket that the model's positions allow; where that fails, passes go without."""
+        """Capture a graph for each bucket up to the longest row; where that fails, passes go without."""
         try:
             with torch.cuda.device(self._device):
                 for bucket in BUCKETS:
                     if bucket <= self._classifier.config.max_tokens:
                         self._graphs[bucket] = self._capture(bucket)
         except RuntimeError as error:  # a driver or a kernel that cannot be captured
-            log.warning("small passes run without CUDA graphs: %s", type(error).__name__)
+            log.warning("small passes run without CUDA graphs: %s", str(error).partition("\n")[0])
             self._graphs.clear()
 
     def _capture(self, bucket: int) -> Graph:

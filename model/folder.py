@@ -109,6 +109,12 @@ def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mappi
         raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
     if config.token_types == 1 and pair.types:
         raise UnsupportedCheckpoint("tokenizer.json marks the second text of a pair, with type_vocab_size=1")
+    side = settings.get("truncation_side", "right")
+    if side != "right":
+        raise UnsupportedCheckpoint(f"tokenizer_config.json: truncation_side must be right: {side}")
+    prefixed, is_roberta = tokenizer.adds_prefix_space, str(settings.get("tokenizer_class")).startswith("Roberta")
+    if is_roberta and prefixed is not None and settings.get("add_prefix_space", False) != prefixed:
+        raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in add_prefix_space: {prefixed}")
     for name, value in tokenizer.bert_settings.items():
         if settings.get(name) not in (None, value):
             raise UnsupportedCheckpoint(f"tokenizer.json and tokenizer_config.json differ in {name}: {settings[name]}")

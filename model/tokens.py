@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +121,12 @@ class Tokenizer:
             return {}
         strip = normalizer.lowercase if normalizer.strip_accents is None else normalizer.strip_accents
         return {"do_lower_case": normalizer.lowercase, "strip_accents": strip}
+
+    @property
+    def adds_prefix_space(self) -> bool | None:
+        """Whether byte-level BPE reads a text as if it began with a space; None for another pre-tokenizer."""
+        before = self._raw.pre_tokenizer
+        return before.add_prefix_space if isinstance(before, ByteLevel) else None
 
     @property
     def vocab_size(self) -> int:

@@ -88,10 +88,12 @@ class Models:
         start = time.monotonic()
         try:
             model = ServedModel(spec.name, load_bundle(local_folder(spec.location)), self._compute, settings)
-        except (LocationError, BundleError):
+            self._compute.call(model.predictor.warm_up)
+        except Exception as error:
             metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
+            if isinstance(error, ValueError) and not isinstance(error, LocationError | BundleError):
+                raise BundleError(f"{spec.name}: {error}") from None  # a precision that this model or device has not
             raise
-        self._compute.call(model.predictor.warm_up)
         metrics.MODEL_LOADS.labels(spec.name, "loaded").inc()
         metrics.MODEL_INFO.labels(spec.name, model.bundle.version).set(1)
         precision, device = model.predictor.precision, model.predictor.device

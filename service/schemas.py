@@ -161,6 +161,7 @@ class Explanation(BaseModel):
     """Integrated gradients from the masked text: scores + gap = target(text) - target(text with all tokens masked).
 
     The target is the label's log-odds, before calibration; the logit where labels do not exclude one another.
+    Computed in fp32, whatever the precision of the service.
     """
 
     label: str

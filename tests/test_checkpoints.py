@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from model.bundle import load_bundle
 from model.forward import forward_rows
+from model.manifest import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +93,12 @@ def test_token_types_that_the_tokenizer_does_not_give_transformers_are_not_read(
     bundle = load_bundle(tmp_path)
     logits = forward_rows(bundle.classifier, bundle.tokenizer.encode(PAIRS, bundle.max_tokens))
     torch.testing.assert_close(torch.from_numpy(logits), their_logits(model, tmp_path, PAIRS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("field", "value"), [("truncation_side", "left"), ("add_prefix_space", True)])
+def test_a_tokenizer_that_transformers_would_set_otherwise_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    saved("roberta", tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {field: value}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(BundleError, match=field):
+        load_bundle(tmp_path)

@@ -47,7 +47,7 @@ def test_packed_weights_in_bf16_are_as_close_as_bf16_is(family: str, settings: d
 
 
 @needs_int8
-@pytest.mark.parametrize(("family", "settings"), ONE_CASE)
+@pytest.mark.parametrize(("family", "settings"), EVERY_CASE)
 def test_int8_is_close_and_the_same_text_has_the_same_logits_alone(family: str, settings: dict[str, Any]) -> None:
     classifier, rows = gentle(family, settings), random_rows()
     expected = our_logits(classifier, rows, "packed")

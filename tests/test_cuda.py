@@ -81,10 +81,13 @@ def test_a_graph_holds_every_row_and_one_that_fills_it_up(lengths: list[int]) ->
     assert len(cu_seqlens) == bucket_rows(bucket) + 1
 
 
-def test_what_the_kernel_cannot_do_is_padded_on_cuda() -> None:
+def test_what_the_kernel_cannot_do_is_padded_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     cuda, half = torch.device("cuda"), torch.bfloat16
     bert, deberta = (ours(reference(name, CASES[name][1])).config for name in ("bert", "deberta-v2"))
     assert choose_layout(cuda, half, bert) == "varlen"
     assert choose_layout(cuda, torch.float32, bert) == "padded"
     assert choose_layout(cuda, half, deberta) == "padded"
     assert choose_layout(torch.device("cpu"), half, bert) == "packed"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose_layout(cuda, torch.float16, bert) == "padded"
