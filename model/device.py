@@ -46,7 +46,7 @@ def has_int8() -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of a name; auto is the fastest that changes no label.
+    """The precision of a name; auto is the fastest that costs no accuracy.
 
     On a GPU bf16 where it is native, else fp16; on a CPU bf16 where a product takes less time in it, else fp32.
     Raises ValueError for fp16 on a CPU, which multiplies it slowly or not at all, and for int8 where it is not

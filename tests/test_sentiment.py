@@ -8,7 +8,7 @@ import pytest
 from samples import ROOT, SHARED_DATA
 
 from model.bundle import load_bundle
-from model.device import choose_device
+from model.device import choose_device, has_int8
 from service.predict import predict_texts
 from service.predictor import Predictor
 from service.settings import SENTIMENT
@@ -56,3 +56,17 @@ def test_its_card_states_its_accuracy_on_sst2() -> None:
     assert evaluation.n == bundle.manifest.metrics["dev"]["n"] == 872
     assert evaluation.accuracy.value == pytest.approx(bundle.manifest.metrics["dev"]["accuracy"], abs=0.003)
     assert f"{bundle.manifest.metrics['dev']['accuracy']:.4f}" in (SENTIMENT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs a copy of SST-2 in ../shared/data/sst2_glue")
+@pytest.mark.parametrize(("precision", "same"), [("bf16", 0.995), ("int8", 0.99)])
+def test_it_gives_the_same_labels_in_every_precision(precision: str, same: float) -> None:
+    if precision == "int8" and not has_int8():
+        pytest.skip("this processor has no int8 products (VNNI, AMX)")
+    texts = [example.text for example in read_dataset(SHARED_DATA / "sst2_glue" / "dev.jsonl.gz").examples]
+    cpu = choose_device("cpu")
+    exact, rounded = (
+        [answer.labels[0].label for answer in predict_texts(Predictor(load_bundle(SENTIMENT), cpu, p), texts, 1)]  # type: ignore[index]
+        for p in ("fp32", precision)
+    )
+    assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= same * len(texts)
