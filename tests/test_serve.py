@@ -246,4 +246,5 @@ def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: P
     server.process.stderr.close()
     errors = [line for line in server.log if "could not start" in line]
     assert len(errors) == 1
-    assert "model_type is not one of bert, modernbert: gpt2" in errors[0]
+    assert "model_type is not one of bert, " in errors[0]
+    assert "modernbert: gpt2" in errors[0]
