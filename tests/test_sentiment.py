@@ -59,7 +59,7 @@ def test_its_card_states_its_accuracy_on_sst2() -> None:
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs a copy of SST-2 in ../shared/data/sst2_glue")
-@pytest.mark.parametrize(("precision", "same"), [("bf16", 0.995), ("int8", 0.99)])
+@pytest.mark.parametrize(("precision", "same"), [("bf16", 0.995), ("int8", 0.985)])
 def test_it_gives_the_same_labels_in_every_precision(precision: str, same: float) -> None:
     if precision == "int8" and not has_int8():
         pytest.skip("this processor has no int8 products (VNNI, AMX)")
