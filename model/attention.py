@@ -41,8 +41,8 @@ class View:
 
     reach is how far a token sees to each side, None without end. masks has one entry a segment: what is added
     to the scores, 0 or -inf (True where a query may see a key, if positions are relative); None where it sees
-    all. rotation is (cos, sin), each (T, 1, K), None where
-    positions are not rotary. cu_seqlens (B + 1,) and longest describe the rows of the varlen layout.
+    all. rotation is (cos, sin), each (T, 1, K), None where positions are not rotary. cu_seqlens (B + 1,) and
+    longest describe the rows of the varlen layout.
     """
 
     segments: Sequence[Segment]
@@ -200,13 +200,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, view: View) -> Tensor:
         """(T, D) -> (T, D)."""
-        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_width).unbind(1)  # each (T, H, K)
-        if view.rotation is not None:
-            q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
+        q, k, v = self.project(x, view)
         out: Tensor = self.out(
             self._varlen(q, k, v, view) if view.cu_seqlens is not None else self._parts(q, k, v, view)
         )
         return out
+
+    def project(self, x: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (T, D), each (T, H, K), turned where positions are rotary."""
+        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_width).unbind(1)
+        if view.rotation is not None:
+            q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
+        return q, k, v
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """Rows one after another: (T, H, K) -> (T, D)."""

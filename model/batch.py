@@ -130,8 +130,7 @@ def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_posit
     first_position is that of a row's first token, 0 or as RoBERTa counts.
     """
     lengths = np.array([len(row.ids) for row in rows])
-    starts, segments = place(lengths.tolist(), layout)
-    total = segments[-1].span.stop if segments else int(lengths.sum())
+    starts, segments, total = place(lengths.tolist(), layout)
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     at = np.repeat(starts, lengths) + within  # where each token goes
 
@@ -159,10 +158,10 @@ def make_batch(rows: Sequence[Row], layout: Layout, pad_id: int = 0, first_posit
     )
 
 
-def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    """Where each row starts (B,), and the segments that attention works on."""
+def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Segment, ...], int]:
+    """Where each row starts (B,), the segments that attention works on, and the tokens of all, T."""
     if layout == "varlen":
-        return np.cumsum([0, *lengths[:-1]]), ()
+        return np.cumsum([0, *lengths[:-1]]), (), sum(lengths)
     longest = max(lengths)
     blocks = plan_blocks(lengths) if layout == "packed" else [Block(longest, [i]) for i in range(len(lengths))]
     starts = np.zeros(len(lengths), dtype=np.int64)
@@ -179,13 +178,13 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Seg
         full = all(sum(lengths[i] for i in block.rows) == width for block in of_width)
         segments.append(Segment(start, len(of_width), width, shared, full))
         start = segments[-1].span.stop
-    return starts, tuple(segments)
+    return starts, tuple(segments), start
 
 
 def computed_tokens(lengths: Sequence[int], layout: Layout) -> int:
     """T of a batch of these rows."""
-    _, segments = place(lengths, layout)
-    return segments[-1].span.stop if segments else sum(lengths)
+    _, _, total = place(lengths, layout)
+    return total
 
 
 def plan_blocks(lengths: Sequence[int]) -> list[Block]:

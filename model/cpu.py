@@ -13,7 +13,7 @@ import math
 import random
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -102,39 +102,6 @@ class QuantizedLinear(nn.Module):
         return y
 
 
-class FastBlock(nn.Module):
-    """model.encoder.Block for inference, of linear layers made by `linear`."""
-
-    def __init__(self, block: Any, config: EncoderConfig, linear: Callable[..., nn.Module]) -> None:
-        super().__init__()
-        self.pre, self.gated = block.pre, config.gated
-        fuse = config.activation in FUSED and not config.gated
-        self.activation = ACTIVATIONS["identity" if fuse else config.activation]
-        self.attention_norm, self.feed_forward_norm = block.attention_norm, block.feed_forward_norm
-        attention: Any = copy.copy(block.attention)
-        attention._modules = dict(block.attention._modules)
-        attention.qkv, attention.out = linear(block.attention.qkv), nn.Identity()
-        self.attention = attention
-        self.out = linear(block.attention.out)
-        down = block.feed_forward.down
-        fused = {"activation": config.activation, "then": down} if fuse else {}
-        self.up, self.down = linear(block.feed_forward.up, **fused), linear(down)
-
-    def forward(self, x: Tensor, view: object) -> Tensor:
-        """(T, D) -> (T, D)."""
-        h = self.attention_norm(x) if self.pre else x
-        x = x + self.out(self.attention(h, view))
-        x = x if self.pre else self.attention_norm(x)
-        h = self.up(self.feed_forward_norm(x) if self.pre else x)
-        if self.gated:
-            h, gate = h.chunk(2, dim=-1)
-            h = self.activation(h) * gate
-        else:
-            h = self.activation(h)
-        x = x + self.down(h)
-        return x if self.pre else self.feed_forward_norm(x)
-
-
 def has_packed_kernels(dtype: torch.dtype) -> bool:
     """Whether this build of PyTorch lays out weights of a type for this processor."""
     if not torch.backends.mkldnn.is_available():
@@ -151,7 +118,7 @@ def pack(classifier: Classifier) -> Classifier:
     def linear(layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None) -> nn.Module:
         return PackedLinear(layer, activation)
 
-    return _with_blocks(classifier, linear)
+    return _with_linears(classifier, linear)
 
 
 def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
@@ -166,7 +133,7 @@ def quantize(classifier: Classifier, rows: Sequence[Row]) -> Classifier:
     def linear(layer: nn.Linear, activation: str = "identity", then: nn.Linear | None = None) -> nn.Module:
         return QuantizedLinear(layer, scales[layer], None if then is None else scales[then], activation)
 
-    quantized = _with_blocks(classifier, linear)
+    quantized = _with_linears(classifier, linear)
     moved = _moved(classifier, quantized, [*rows, *_random_rows(classifier.config, seed=1)])
     if not moved <= INT8_TOLERANCE:
         raise ValueError(f"int8 moves the logits of this model by too much, use precision bf16 or fp32: {moved:.0%}")
@@ -180,12 +147,21 @@ def _moved(before: Classifier, after: Classifier, rows: Sequence[Row]) -> float:
     return float(np.abs(others - logits).max() / max(1.0, np.abs(logits).max()))
 
 
-def _with_blocks(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:
-    """A classifier that shares everything with another but the blocks."""
-    fast = copy.deepcopy(classifier, memo={id(x): x for x in classifier.parameters()})
-    blocks = [FastBlock(block, classifier.config, linear) for block in classifier.encoder.blocks]
-    fast.encoder.blocks = nn.ModuleList(blocks)
-    return fast.eval()
+def _with_linears(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:
+    """A classifier that shares all parameters with another, and whose blocks have linear layers made by `linear`."""
+    fast: Any = copy.deepcopy(classifier, memo={id(x): x for x in classifier.parameters()})
+    config = classifier.config
+    fuses = config.activation in FUSED and not config.gated
+    for original, block in zip(classifier.encoder.blocks, fast.encoder.blocks, strict=True):
+        before: Any = original
+        up, down = before.feed_forward.up, before.feed_forward.down
+        fused = {"activation": config.activation, "then": down} if fuses else {}
+        block.attention.qkv, block.attention.out = linear(before.attention.qkv), linear(before.attention.out)
+        block.feed_forward.up, block.feed_forward.down = linear(up, **fused), linear(down)
+        if fuses:
+            block.feed_forward.activation = ACTIVATIONS["identity"]
+    fast.eval()
+    return cast("Classifier", fast)
 
 
 @torch.inference_mode()

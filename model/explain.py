@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.attention import SelfAttention, rotate
+from model.attention import SelfAttention
 from model.batch import make_batch
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ POINTS = 5  # odd: the middle point of a piece is an end of its halves
 MAX_PIECES = 32
 TOLERANCE = 0.05  # of the target, log-odds
 STEP_TOKENS = 64  # of one forward and backward pass, longer rows one by one: what others may have to wait for
-BLANKS = ("[MASK]", "<mask>", "[UNK]", "<unk>")  # what stands for "no word here", the best first
 
 _nodes, _weights = np.polynomial.legendre.leggauss(POINTS)
 NODES = torch.tensor((_nodes + 1) / 2, dtype=torch.float32)  # Gauss-Legendre, in (0, 1)
@@ -55,8 +54,9 @@ class Attribution:
 
 def masked(row: Row, spans: Sequence[Span | None], tokenizer: Tokenizer) -> Row:
     """The baseline of a row: its special tokens, where spans are None, among blanks."""
-    known = (tokenizer.token_id(token) for token in BLANKS)
-    blank = next((i for i in known if i is not None), 0)
+    special = tokenizer.special_tokens
+    token = special.get("mask") or special.get("unk")
+    blank = (tokenizer.token_id(token) if token else None) or 0
     return replace(row, ids=[i if span is None else blank for i, span in zip(row.ids, spans, strict=True)])
 
 
@@ -192,11 +192,8 @@ def attention_weights(classifier: Classifier, row: Row) -> Tensor:
 
 def _weights_of(attention: SelfAttention, x: Tensor, view: View) -> Tensor:
     """(L, D) of one row -> (H, L, L), by the formula that the fused kernel keeps to itself."""
-    qkv = attention.qkv(x).view(-1, 3, attention.heads, attention.head_width)  # (L, 3, H, K)
-    q, k, _ = qkv.unbind(1)  # each (L, H, K)
-    if view.rotation is not None:
-        q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
-    logits = torch.einsum("qhk,lhk->hql", q.float(), k.float()) / attention.head_width**0.5  # (H, L, L)
+    q, k, _ = attention.project(x, view)  # each (L, H, K)
+    logits = torch.einsum("qhk,lhk->hql", q.float(), k.float()) * attention.scale  # (H, L, L)
     if view.reach is not None:
         at = torch.arange(len(x), device=x.device)
         logits = logits.masked_fill((at[:, None] - at).abs() > view.reach, -torch.inf)

@@ -91,7 +91,6 @@ class Tokenizer:
         self._raw = RawTokenizer.from_str(tokenizer_json)
         self._raw.no_truncation()
         self._raw.no_padding()
-        self._num_special = self._raw.num_special_tokens_to_add(is_pair=False)
 
     @classmethod
     def from_folder(cls, folder: Path, *, has_types: bool = True) -> Tokenizer:
@@ -182,8 +181,8 @@ class Tokenizer:
         return whole.type_ids if self.has_types else [0] * len(whole)
 
     def _row(self, whole: Encoding) -> Row:
-        types = whole.type_ids if self.has_types else None
-        return Row(whole.ids, types if types and any(types) else None)
+        types = self._types(whole)
+        return Row(whole.ids, types if any(types) else None)
 
     def _cut(self, whole: Encoding, max_tokens: int) -> Row:
         """The row of a text that is longer; its special tokens stay. (Encoding.truncate would keep all it cuts off.)"""
