@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.batch import make_batch
 from model.bundle import load_bundle
-from model.explain import attention_weights, explain, masked
+from model.explain import attention_weights, batch_for, explain, masked
 from model.forward import forward_rows
 from model.records import read_records
 from model.scores import SINGLE, probabilities
@@ -92,7 +91,7 @@ def rankings(bundle: Bundle) -> dict[str, Ranking]:
     classifier = bundle.classifier
 
     def gradient_times_input(row: Row, baseline: Row, label: int) -> list[float]:
-        batch = make_batch([row], "packed")
+        batch = batch_for(classifier, [row])
         x = classifier.encoder.embeddings(batch).detach().requires_grad_()
         [logits] = classifier.logits(x, batch)
         margin = logits[label] - torch.cat((logits[:label], logits[label + 1 :])).logsumexp(0)

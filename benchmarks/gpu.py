@@ -13,13 +13,13 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timing import markdown, seconds, take_turns
 
 from model.batch import Layout, make_batch
 from model.cuda import CudaPasses
@@ -42,25 +42,17 @@ ROUNDS = 7
 REPEATS = 10
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Time of one run on the device, averaged over a few that follow each other."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+def on_device(run: Callable[[], object]) -> None:
+    """A few runs that follow each other, waited for once."""
     for _ in range(REPEATS):
         run()
     torch.cuda.synchronize()
-    return (time.perf_counter() - start) / REPEATS
 
 
-def take_turns(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each way; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(ROUNDS + 1):
-        for name, run in ways.items():
-            taken = seconds(run)
-            if turn:
-                times[name].append(taken)
-    return {name: statistics.median(values) for name, values in times.items()}
+def medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of one run of each way."""
+    turns = take_turns({name: seconds(partial(on_device, run)) for name, run in ways.items()}, ROUNDS)
+    return {name: statistics.median(times) / REPEATS for name, times in turns.items()}
 
 
 def ceiling() -> float:
@@ -68,7 +60,7 @@ def ceiling() -> float:
     best = 0.0
     for n in (4_096, 8_192, 16_384):
         a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        best = max(best, 2 * n**3 / take_turns({"product": partial(torch.matmul, a, b)})["product"])
+        best = max(best, 2 * n**3 / medians({"product": partial(torch.matmul, a, b)})["product"])
     return best
 
 
@@ -97,7 +89,7 @@ def throughput(name: str, classifier: Classifier, peak: float) -> list[dict[str,
         lengths = [LENGTH] * (tokens // LENGTH)
         rows = random_rows(lengths, classifier.config.vocab_size)
         batch = make_batch(rows, "varlen").to(torch.device("cuda"))
-        taken = take_turns({"device": partial(classifier, batch), "with host": partial(forward, rows)})
+        taken = medians({"device": partial(classifier, batch), "with host": partial(forward, rows)})
         table.append(
             {
                 "model": name,
@@ -116,10 +108,10 @@ def one_text(name: str, classifier: Classifier) -> dict[str, Any]:
     [row] = random_rows([SHORT], classifier.config.vocab_size)
     plain, graphs = Forward(classifier), Forward(classifier)
     graphs.warm_up(row)
-    taken = take_turns({"without": partial(plain, [row]), "with": partial(graphs, [row])})
+    taken = medians({"without": partial(plain, [row]), "with": partial(graphs, [row])})
     replayed = CudaPasses(classifier, torch.device("cuda"))
     replayed.capture()
-    device = take_turns({"graph": replayed.graph_for(SHORT).replay})
+    device = medians({"graph": replayed.graph_for(SHORT).replay})
     return {
         "model": name,
         "ms_without_graphs": 1e3 * taken["without"],
@@ -135,7 +127,7 @@ def packed_and_padded(name: str, classifier: Classifier) -> dict[str, Any]:
     rows = random_rows(lengths, classifier.config.vocab_size)
     layouts: tuple[Layout, ...] = ("varlen", "padded")
     batches = {layout: make_batch(rows, layout).to(torch.device("cuda")) for layout in layouts}
-    taken: dict[str, float] = take_turns({layout: partial(classifier, batch) for layout, batch in batches.items()})
+    taken: dict[str, float] = medians({layout: partial(classifier, batch) for layout, batch in batches.items()})
     return {
         "model": name,
         "tokens": sum(lengths),
@@ -144,14 +136,6 @@ def packed_and_padded(name: str, classifier: Classifier) -> dict[str, Any]:
         "padded_texts_per_s": len(rows) / taken["padded"],
         "packed/padded": taken["padded"] / taken["varlen"],
     }
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of equal dictionaries."""
-    print(f"\n{title}")
-    print("  ".join(f"{key:>22}" for key in rows[0]))
-    for row in rows:
-        print("  ".join(f"{v:>22,.3f}" if isinstance(v, float) else f"{v!s:>22}" for v in row.values()))
 
 
 @torch.inference_mode()
@@ -174,9 +158,9 @@ def main() -> None:
         "imdb_lengths": [packed_and_padded(name, c) for name, c in classifiers.items()],
     }
     print(f"{result['device']}, torch {torch.__version__}, bf16 ceiling {peak / 1e12:,.0f} TFLOP/s")
-    show(f"Rows of {LENGTH} tokens", result["throughput"])
-    show(f"One text of {SHORT} tokens", result["one_text"])
-    show("64 texts of IMDB's lengths", result["imdb_lengths"])
+    print(f"\nRows of {LENGTH} tokens\n\n{markdown(result['throughput'])}")
+    print(f"\nOne text of {SHORT} tokens\n\n{markdown(result['one_text'])}")
+    print(f"\n64 texts of IMDB's lengths\n\n{markdown(result['imdb_lengths'])}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

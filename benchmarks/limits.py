@@ -18,6 +18,7 @@ from model.batch import make_batch
 from model.bundle import load_bundle
 from model.device import DTYPES, choose_precision, keep_freed_memory
 from model.encoder import Classifier, EncoderConfig
+from model.families import modernbert_defaults
 from model.tokens import Row
 from service.predictor import Predictor
 
@@ -144,25 +145,9 @@ def length() -> list[dict[str, Any]]:
 
 def modernbert(local_layers: tuple[int, ...]) -> Classifier:
     """MiniLM's size in ModernBERT's form."""
-    config = EncoderConfig(
-        family="modernbert",
-        vocab_size=1000,
-        feed_forward=576,  # 1.5 × width: gated, as in ModernBERT-base
-        max_tokens=LENGTHS[-1],
-        token_types=0,
-        positions="rotary",
-        norm="pre",
-        norm_eps=1e-5,
-        norm_bias=False,
-        bias=False,
-        gated=True,
-        local_layers=local_layers,
-        pooling="mean",
-        head_activation="gelu",
-        head_bias=False,
-        head_norm=True,
-        dropout=0.0,
-    )
+    layers = 6
+    sizes = {"vocab_size": 1000, "layers": layers, "feed_forward": 576}  # 1.5 × width: gated, as in ModernBERT-base
+    config = EncoderConfig(**(modernbert_defaults(layers) | sizes | {"local_layers": local_layers}))
     return Classifier(config, num_labels=2).eval()
 
 
