@@ -18,12 +18,37 @@ from ray.serve._private import replica as ray_replica
 from service.settings import Settings, parse_specs
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from ray.serve import Application
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from uvicorn import Server
 
 # A replica opens a port for calls between deployments, on all interfaces. Heed has one deployment.
 _add_port = ray_replica.add_port_to_grpc_server
 ray_replica.add_port_to_grpc_server = lambda server, address: _add_port(server, address.replace("[::]", "127.0.0.1"))
+
+_start_http_server = ray_replica.start_asgi_http_server
+
+
+async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[Task[None], Server]:
+    """Start the replica's HTTP server with Heed's routes at its root; Ray's own, /-/..., stay Ray's.
+
+    Around each request Ray wraps tasks, contexts, metrics and a log, and none of it that Heed does not keep
+    itself: a third of what a request cost the host (benchmarks/RESULTS.md).
+    """
+    task, server = await _start_http_server(ray_app, *args, **options)
+    routes: ASGIApp = ray_app.__self__._user_callable_asgi_app
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (ray_app if scope["path"].startswith("/-/") else routes)(scope, receive, send)
+
+    server.config.app = lambda: app  # read when the task runs; it is not Ray's that adds a header to each answer
+    return task, server
+
+
+ray_replica.start_asgi_http_server = start_http_server
 
 # Ray would answer 503 by count; the batcher refuses by tokens, with 429 and a time to come back.
 NO_LIMIT = 1_000_000

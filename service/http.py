@@ -34,6 +34,7 @@ def counted(route: str, handler: Handler) -> Handler:
 
     async def answer(http: Request) -> Response:
         started = time.perf_counter()
+        http.state.request_id = request_id(http)
         try:
             response = await handler(http)
         except ServiceError as error:
@@ -43,6 +44,7 @@ def counted(route: str, handler: Handler) -> Handler:
         except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
             log.error("%s failed: %s", route, where(error))
             response = refusal(ServiceError())
+        response.headers["x-request-id"] = http.state.request_id
         metrics.REQUESTS.labels(route, str(response.status_code)).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
         return response
@@ -74,11 +76,31 @@ async def deadline(timeout_ms: int) -> AsyncIterator[None]:
         raise DeadlineExceeded(timeout_ms) from None
 
 
-def request_id(http: Request) -> str:
-    """The X-Request-Id of the caller, or of the ingress, where it is short and printable; else a new one.
+@contextlib.asynccontextmanager
+async def until_gone(http: Request) -> AsyncIterator[None]:
+    """Cancel this task when the caller leaves; the body has been read. Raises ClientDisconnect then."""
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None
 
-    Ray puts the header on the answer.
-    """
+    async def watch() -> None:
+        nonlocal is_gone
+        await http.receive()  # nothing comes after the body but the disconnect
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone or task.uncancel():
+            raise
+        raise ClientDisconnect from None
+    finally:
+        watcher.cancel()
+
+
+def request_id(http: Request) -> str:
+    """The X-Request-Id of the caller, or of the ingress, where it is short and printable; else a new one."""
     given = http.headers.get("x-request-id", "")
     if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
         return given

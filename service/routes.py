@@ -20,7 +20,7 @@ from service import metrics
 from service.answers import answer_texts, rows_of
 from service.errors import NotReady, ServiceError
 from service.explaining import asked_label
-from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
+from service.http import as_json, counted, deadline, not_a_route, read_body, until_gone
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
     ClassifyResponse,
@@ -75,7 +75,7 @@ class Service:
         model = self.models.find(request.model)
         label = asked_label(request.explain, model.bundle.labels)
         parsed = time.perf_counter()
-        async with deadline(request.timeout_ms or self.settings.timeout_ms):
+        async with until_gone(http), deadline(request.timeout_ms or self.settings.timeout_ms):
             readings = await self.models.tokenize(model, request.inputs, request.on_long)  # 2. texts -> token ids
             tokenized = time.perf_counter()
             spans = await self.models.spans(model, request.inputs) if request.explain is not False else []
@@ -89,7 +89,7 @@ class Service:
             results[i] = explained_result(results[i], model.bundle.labels, request.inputs[i], why)
         observe(model, answers, tokenized - parsed)
         response = ClassifyResponse(
-            request_id=request_id(http),
+            request_id=http.state.request_id,
             model=model.name,
             version=model.bundle.version,
             results=results,
