@@ -75,7 +75,6 @@ async def one_round(
 
 async def measure(models: Models, texts: Iterator[str]) -> list[dict[str, Any]]:
     """A row of figures per load, without and with explanations."""
-    models.start()
     model, table = models.find(None), list[dict[str, Any]]()
     for load, (callers, pause_s) in LOADS.items():
         latencies: dict[int, list[float]] = {0: [], EXPLAINERS: []}

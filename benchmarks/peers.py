@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model.bundle import load_bundle
 from model.device import DTYPES, choose_precision
-from service.batching import plan_pass
+from service.planning import plan_pass
 from service.predictor import Predictor, Scored
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ def ours(folder: Path, precision: str) -> Engine:
     """The predictor of a replica, over passes as its batcher plans them from the rows that wait."""
     predictor = Predictor(load_bundle(folder), CPU, precision)
     predictor.warm_up()
+    budget = predictor.full_pass(predictor.measure())
 
     def run(rows: Sequence[Row]) -> Array:
         logits: dict[int, list[float]] = {}
         waiting = list(range(len(rows)))
         while waiting:
-            planned = plan_pass([rows[i].tokens for i in waiting], predictor.full_pass)
+            planned = plan_pass([rows[i].tokens for i in waiting], budget, is_padded=predictor.is_padded)
             chosen = [waiting[i] for i in planned]
             for i, scored in zip(chosen, predictor([rows[i] for i in chosen]), strict=True):
                 assert isinstance(scored, Scored), scored

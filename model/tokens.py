@@ -64,6 +64,11 @@ class Row:
         """Tokens that the model reads."""
         return len(self.ids)
 
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Equal for rows that the model cannot tell apart."""
+        return (*self.ids, -1, *self.types) if self.types else tuple(self.ids)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window(Row):

@@ -18,12 +18,9 @@ from ray.serve._private import replica as ray_replica
 from service.settings import Settings, parse_specs
 
 if TYPE_CHECKING:
-    from asyncio import Task
-
     from ray.serve import Application
     from starlette.applications import Starlette
     from starlette.types import ASGIApp, Receive, Scope, Send
-    from uvicorn import Server
 
 # A replica opens a port for calls between deployments, on all interfaces. Heed has one deployment.
 _add_port = ray_replica.add_port_to_grpc_server
@@ -32,7 +29,7 @@ ray_replica.add_port_to_grpc_server = lambda server, address: _add_port(server, 
 _start_http_server = ray_replica.start_asgi_http_server
 
 
-async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[Task[None], Server]:
+async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
     """Start the replica's HTTP server with Heed's routes at its root; Ray's own, /-/..., stay Ray's.
 
     Around each request Ray wraps tasks, contexts, metrics and a log, and none of it that Heed does not keep

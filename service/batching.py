@@ -1,57 +1,50 @@
 """Fill forward passes: what waits when the device becomes free is the next pass. No timer, no torch, no Ray.
 
-plan_pass is pure: which of the waiting items run next. Batcher is the asyncio around it: submit() waits
-for its items' results, one loop runs pass after pass. Made by service/models.py, called by service/routes.py.
+submit() admits a request by the time that it would take, queues its texts and waits for their results. When a pass
+may start is decided in service/turns.py, what is in it in service/planning.py.
+Made by service/models.py and explaining.py, called by service/routes.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from service.errors import Failed, NotReady, Overloaded, ServiceError
+from service.planning import Cost, plan_pass
+from service.turns import BULK_TURN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+
+    from service.turns import Turns
 
 
 class Sized(Protocol):
-    """What the batcher knows of an item: its tokens."""
+    """What the batcher knows of an item."""
 
     @property
     def tokens(self) -> int:
         """Tokens that the item costs."""
         ...
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for items with equal results: those in flight at one time are computed once."""
+        ...
+
 
 PLANNED_ITEMS = 4096  # at the head of the queue: planning stays a matter of milliseconds
+AGED_S = 0.5  # no text is overtaken by younger ones of its kind for longer
+PREDICTED_WELL = 0.75  # of a deadline: what is admitted to answer later than that may miss it
+UNKNOWN_COST = Cost(0.0, 0.0, 1e-4)  # until it is measured
 
 Item = TypeVar("Item", bound=Sized)
 Result = TypeVar("Result")
-
-
-def plan_pass(tokens: Sequence[int], budget: int) -> list[int]:
-    """Which of the waiting items run next, as indices; tokens are in order of arrival.
-
-    The oldest always runs, even alone over the budget, so nobody waits for ever. Those nearest to it in
-    length join while rows * longest <= budget, so that little is padded; equal lengths by age.
-    """
-    if not tokens or len(tokens) * max(tokens) <= budget:
-        return list(range(len(tokens)))
-    first = tokens[0]
-    chosen, longest = [0], first
-    for i in sorted(range(1, len(tokens)), key=lambda i: abs(tokens[i] - first)):
-        wider = max(longest, tokens[i])
-        if (len(chosen) + 1) * wider <= budget:
-            chosen.append(i)
-            longest = wider
-        elif wider == longest:  # full: a shorter row would not fit either
-            break
-    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +56,50 @@ class Answer(Generic[Result]):
     forward_s: float
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[Item, Result]):
-    item: Item
-    future: asyncio.Future[Answer[Result]]
-    since: float
-    is_counted: bool = True  # among the tokens that wait
-
-
 @dataclass
 class PassFigures:
     """What metrics hear of a pass."""
 
     lengths: list[int]  # tokens of each row
     forward_s: float
-    queue_s: list[float]
+    queue_s: list[float]  # of each text, one that was computed for several counts for each
     error: Exception | None  # the first that the pass raised; its items were then tried in halves
 
 
+@dataclass(slots=True, eq=False)
+class _Request(Generic[Result]):
+    """A caller that waits for its texts."""
+
+    answers: list[Answer[Result] | None]
+    done: asyncio.Future[None]
+    since: float
+    left: int
+
+    def answer(self, index: int, answer: Answer[Result]) -> None:
+        self.answers[index] = answer
+        self.left -= 1
+        if not self.left and not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class _Work(Generic[Item, Result]):
+    """An item to compute once, for all who asked for it."""
+
+    item: Item
+    since: float
+    cost_s: float
+    is_bulk: bool
+    is_waiting: bool = True  # not yet in a pass, nor dropped
+    callers: list[tuple[_Request[Result], int]] = field(default_factory=list)
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(not request.done.done() for request, _ in self.callers)
+
+
 class Batcher(Generic[Item, Result]):
-    """One device's queue.
+    """One model's queue.
 
     run(items) computes a pass elsewhere and returns a result, or the error in its place, per item in order.
     """
@@ -91,141 +108,185 @@ class Batcher(Generic[Item, Result]):
         self,
         run: Callable[[list[Item]], Awaitable[Sequence[Result | ServiceError]]],
         *,
+        turns: Turns,
         max_batch_tokens: int,
         max_queue_tokens: int,
+        cost: Cost = UNKNOWN_COST,
+        is_padded: bool = False,
         on_pass: Callable[[PassFigures], object] = lambda figures: None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._run, self._on_pass, self._clock = run, on_pass, clock
-        self._max_batch_tokens, self._max_queue_tokens = max_batch_tokens, max_queue_tokens
-        self._queue: deque[_Waiting[Item, Result]] = deque()
-        self._arrived = asyncio.Event()
-        self._tokens_per_s = 0.0  # measured over the passes, 0 before the first
-        self._draining = False
-        self.queue_tokens = 0  # waiting, not yet in a pass
-        self._pass_since: float | None = None  # None while idle
-        self.busy_s = 0.0  # in passes, since the start
-
-    @property
-    def queue_texts(self) -> int:
-        """Items that wait."""
-        return len(self._queue)
-
-    def pass_s(self) -> float:
-        """How long the present pass has run, in seconds; 0 while idle."""
-        return self._clock() - self._pass_since if self._pass_since is not None else 0.0
+        self._run, self._turns, self._on_pass, self._clock = run, turns, on_pass, turns.clock
+        self.max_batch_tokens, self._max_queue_tokens, self._is_padded = max_batch_tokens, max_queue_tokens, is_padded
+        self._cost = cost
+        self._lines: dict[bool, deque[_Work[Item, Result]]] = {False: deque(), True: deque()}  # by is_bulk
+        self._works: dict[Hashable, _Work[Item, Result]] = {}  # what waits or runs
+        self._passes: set[asyncio.Task[None]] = set()
+        self._started = 0  # passes
+        self._is_asked = self._is_draining = False
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self.queue_texts = self.queue_tokens = 0  # waiting, not yet in a pass
 
     def oldest_s(self) -> float:
         """How long the oldest waiting item has waited, in seconds."""
-        return self._clock() - self._queue[0].since if self._queue else 0.0
+        now = self._clock()
+        return now - min((work.since for line in self._lines.values() for work in islice(line, 1)), default=now)
 
-    async def submit(self, items: Sequence[Item]) -> list[Answer[Result]]:
+    async def submit(
+        self, items: Sequence[Item], *, within_s: float = math.inf, is_bulk: bool = False
+    ) -> list[Answer[Result]]:
         """Wait until every item has its answer, in order; an item's failure is its own answer.
 
-        All items are accepted or none: raises Overloaded where they do not fit into the queue, NotReady
-        while draining. A caller that is cancelled takes its waiting items along.
+        All items are accepted or none: raises what admit() raises. A caller that is cancelled, because it has left or
+        its deadline is over, takes along what still waits.
         """
-        if self._draining:
-            raise NotReady("the server is stopping")
-        self._admit(sum(item.tokens for item in items))
-        now, loop = self._clock(), asyncio.get_running_loop()
-        waiting = [_Waiting(item, loop.create_future(), now) for item in items]
-        self._queue.extend(waiting)
-        self._arrived.set()
+        self.admit(sum(item.tokens for item in items), len(items), within_s, is_bulk=is_bulk)
+        loop = asyncio.get_running_loop()
+        request: _Request[Result] = _Request([None] * len(items), loop.create_future(), self._clock(), len(items))
+        works = [self._enqueue(item, request, index, is_bulk) for index, item in enumerate(items)]
+        if not works:
+            return []
+        if not self._is_asked:  # once for all that arrives in this round of the event loop
+            self._is_asked = True
+            loop.call_soon(self._ask)
         try:
-            return [await entry.future for entry in waiting]
+            await request.done
         except BaseException:
-            self._leave(waiting)
+            self._leave(request, works)
             raise
+        return [answer for answer in request.answers if answer is not None]
 
-    def _admit(self, tokens: int) -> None:
-        """Count the tokens in, or refuse. A request larger than the whole queue is let into an empty one."""
-        if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
-            wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-            raise Overloaded(self.queue_tokens, max(1, math.ceil(wait_s)))
-        self.queue_tokens += tokens
+    def admit(self, tokens: int, rows: int, within_s: float = math.inf, *, is_bulk: bool = False) -> None:
+        """Whether rows with so many tokens in all would be answered within so many seconds: returns, or raises.
 
-    def _leave(self, entries: list[_Waiting[Item, Result]]) -> None:
-        """Forget what has not been taken into a pass yet; the queue drops it when it comes by."""
-        for entry in entries:
-            entry.future.cancel()
-            self._uncount(entry)
+        Overloaded where they would not, or where they do not fit into the queue; NotReady while draining. Where
+        nothing waits or runs all is let in: the prediction may be wrong, and nothing would ever mend it.
+        """
+        if self._is_draining:
+            raise NotReady("the server is stopping")
+        if not self._turns.backlog_s[False] and not self._turns.backlog_s[True]:
+            return
+        late_s = self._turns.wait_s(self._cost_s(tokens, rows), is_bulk=is_bulk) - PREDICTED_WELL * within_s
+        surplus = self.queue_tokens + tokens - self._max_queue_tokens
+        if surplus > 0 and self.queue_tokens:
+            late_s = max(late_s, self._turns.pace * self._cost_s(surplus, 0) / self._turns.at_once)
+        if late_s > 0:
+            raise Overloaded(self.queue_tokens, max(1, math.ceil(late_s)))
 
-    def _uncount(self, entry: _Waiting[Item, Result]) -> None:
-        """It waits no longer: it is in a pass, or its caller has left."""
-        if entry.is_counted:
-            entry.is_counted = False
-            self.queue_tokens -= entry.item.tokens
+    def _cost_s(self, tokens: int, rows: int) -> float:
+        """Their share of the passes that they will be in, if those are full."""
+        return self._cost.seconds(rows, tokens) - self._cost.pass_s * (1 - tokens / self.max_batch_tokens)
 
-    async def main_loop(self) -> None:
-        """Run pass after pass until drained. Should it ever end otherwise, nobody is left waiting."""
-        try:
-            while self._queue or not self._draining:
-                self._arrived.clear()
-                chosen = self._take()
-                if chosen:
-                    await self._pass(chosen)
-                elif not self._queue and not self._draining:
-                    await self._arrived.wait()
-        finally:
-            for entry in self._queue:
-                if not entry.future.done():
-                    entry.future.set_result(Answer(Failed(), 0.0, 0.0))
+    def _enqueue(self, item: Item, request: _Request[Result], index: int, is_bulk: bool) -> _Work[Item, Result]:
+        """Queue the item, or join those who wait for an equal one."""
+        work = self._works.get(item.key)
+        if work is None:
+            work = _Work(item, request.since, self._cost_s(item.tokens, 1), is_bulk)
+            self._works[item.key] = work
+            self._lines[is_bulk].append(work)
+            self._is_empty.clear()
+            self._turns.backlog_s[is_bulk] += work.cost_s
+            self.queue_texts += 1
+            self.queue_tokens += item.tokens
+        elif work.is_waiting and work.is_bulk and not is_bulk:
+            self._turns.backlog_s[True] -= work.cost_s
+            self._turns.backlog_s[False] += work.cost_s
+            work.is_bulk = False
+            self._lines[False].append(work)  # and passed over where it stood
+        work.callers.append((request, index))
+        return work
 
-    def drain(self) -> None:
-        """Accept nothing more; main_loop ends when what was accepted is answered."""
-        self._draining = True
-        self._arrived.set()
+    def _leave(self, request: _Request[Result], works: Iterable[_Work[Item, Result]]) -> None:
+        """Forget what nobody waits for any more; what is in a pass is computed."""
+        request.done.cancel()
+        for work in works:
+            if work.is_waiting and not work.is_wanted:
+                self._uncount(work)
+                self._close(work)
 
-    def _take(self) -> list[_Waiting[Item, Result]]:
-        """Remove the next pass from the head of the queue, and those whose caller has left."""
-        head = [self._queue.popleft() for _ in range(min(len(self._queue), PLANNED_ITEMS))]
-        waiting = [entry for entry in head if not entry.future.done()]
-        plan = set(plan_pass([entry.item.tokens for entry in waiting], self._max_batch_tokens))
-        chosen = [entry for i, entry in enumerate(waiting) if i in plan]
-        left = [entry for i, entry in enumerate(waiting) if i not in plan]
-        self._queue.extendleft(reversed(left))
-        for entry in chosen:
-            self._uncount(entry)
-        return chosen
+    def _uncount(self, work: _Work[Item, Result]) -> None:
+        """It waits no longer: it is in a pass, or nobody wants it."""
+        work.is_waiting = False
+        self.queue_texts -= 1
+        self.queue_tokens -= work.item.tokens
 
-    async def _pass(self, chosen: list[_Waiting[Item, Result]]) -> None:
-        """Compute one pass, answer its items, and tell whoever counts."""
-        start = self._clock()
-        results, error = await self._results(chosen)
-        self._pass_since = None
-        forward_s = self._clock() - start
-        self.busy_s += forward_s
-        for entry, result in zip(chosen, results, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(Answer(result, start - entry.since, forward_s))
-        tokens = sum(entry.item.tokens for entry in chosen)
-        if error is None:
-            rate = tokens / max(forward_s, 1e-9)
-            self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
-        self._on_pass(
-            PassFigures(
-                lengths=[entry.item.tokens for entry in chosen],
-                forward_s=forward_s,
-                queue_s=[start - entry.since for entry in chosen],
-                error=error,
-            )
+    def _close(self, work: _Work[Item, Result]) -> None:
+        """It neither waits nor runs."""
+        self._turns.relieve(work.cost_s, is_bulk=work.is_bulk)
+        del self._works[work.item.key]
+        if not self._works:
+            self._is_empty.set()
+
+    def _ask(self) -> None:
+        self._is_asked = False
+        if self.queue_texts:
+            self._turns.ask(self)
+
+    def start_pass(self, *, must_be_full: bool) -> bool:
+        """Start a pass of what waits; returns whether there is one. Called by Turns."""
+        if not self.queue_texts or (must_be_full and self.queue_tokens < self.max_batch_tokens):
+            return False
+        self._started += 1
+        is_bulk = self._started % BULK_TURN == 0
+        chosen = self._take(is_bulk) or self._take(not is_bulk)
+        task = asyncio.create_task(self._pass(chosen, self._turns.begin()))
+        self._passes.add(task)
+        task.add_done_callback(self._passes.discard)
+        return True
+
+    def _take(self, is_bulk: bool) -> list[_Work[Item, Result]]:
+        """Remove the next pass from the head of a line."""
+        line = self._lines[is_bulk]
+        head: list[_Work[Item, Result]] = []
+        while line and len(head) < PLANNED_ITEMS:
+            work = line.popleft()
+            if work.is_waiting and work.is_bulk == is_bulk:
+                head.append(work)
+        aged = self._clock() - AGED_S
+        plan = plan_pass(
+            [work.item.tokens for work in head],
+            self.max_batch_tokens,
+            is_padded=self._is_padded,
+            aged=sum(work.since < aged for work in head),
         )
+        for i in plan:
+            self._uncount(head[i])
+        line.extendleft(work for work in reversed(head) if work.is_waiting)
+        return [head[i] for i in plan]
 
-    async def _results(
-        self, chosen: Sequence[_Waiting[Item, Result]]
-    ) -> tuple[list[Result | ServiceError], Exception | None]:
+    async def _pass(self, chosen: list[_Work[Item, Result]], name: int) -> None:
+        """Compute one pass, let the next begin, answer, and tell whoever counts."""
+        start = self._clock()
+        results, error = await self._results([work.item for work in chosen])
+        lengths = [work.item.tokens for work in chosen]
+        forward_s = self._turns.end(name, self._cost.seconds(len(chosen), sum(lengths)) if error is None else 0.0)
+        for work in chosen:
+            self._close(work)
+        self._turns.next()
+        queue_s = []
+        for work, result in zip(chosen, results, strict=True):
+            for request, index in work.callers:
+                queue_s.append(max(0.0, start - request.since))
+                request.answer(index, Answer(result, queue_s[-1], forward_s))
+        self._on_pass(PassFigures(lengths, forward_s, queue_s, error))
+
+    async def _results(self, items: Sequence[Item]) -> tuple[list[Result | ServiceError], Exception | None]:
         """A result per item and what went wrong; a pass that fails is halved until the culprit is alone."""
-        self._pass_since = self._clock()
         try:
-            results = list(await self._run([entry.item for entry in chosen]))
-            if len(results) != len(chosen):
-                raise RuntimeError(f"a pass of {len(chosen)} items has another number of results: {len(results)}")
+            results = list(await self._run(list(items)))
+            if len(results) != len(items):
+                raise RuntimeError(f"a pass of {len(items)} items has another number of results: {len(results)}")
         except Exception as error:  # whatever the device raises
-            if len(chosen) == 1:
+            if len(items) == 1:
                 return [Failed()], error
-            half = len(chosen) // 2
-            first, _ = await self._results(chosen[:half])
-            second, _ = await self._results(chosen[half:])
+            half = len(items) // 2
+            first, _ = await self._results(items[:half])
+            second, _ = await self._results(items[half:])
             return [*first, *second], error
-        return list(results), None
+        return results, None
+
+    async def drain(self) -> None:
+        """Accept nothing more; returns when what was accepted is answered."""
+        self._is_draining = True
+        await self._is_empty.wait()
+        await asyncio.gather(*self._passes)

@@ -1,7 +1,7 @@
 """Explanations in a replica: jobs that wait in a queue of their own and run in steps between the passes.
 
 A job costs many forward and backward passes. It is queued, refused and drained by the batcher as a text is, one
-job at a time; service/predictor.py, ComputeThread.step, decides when a step may run. Called by service/routes.py.
+job at a time; service/compute.py, Compute.step, decides when a step may run. Called by service/routes.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from model.explain import POINTS, masked
 from service import metrics
 from service.batching import Batcher
 from service.errors import Failed, InvalidRequest, ServiceError
+from service.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from model.explain import Attribution
     from model.tokens import Row, Span
     from service.answers import TextAnswer
-    from service.predictor import ComputeThread, Predictor
+    from service.compute import Compute
+    from service.predictor import Predictor
 
 SHOWN_LABELS = 10  # in an error
 ONE_JOB = 1  # less than any costs, so that none shares a pass
@@ -51,6 +53,11 @@ class Job:
         """What it costs at least: each point on the path reads the row."""
         return self.row.tokens * POINTS
 
+    @property
+    def key(self) -> Job:
+        """Each job is computed for its own caller."""
+        return self
+
 
 def asked_label(asked: bool | str, labels: Sequence[str]) -> int | None:
     """Id of the label asked for, None for whichever wins. Raises InvalidRequest, without the caller's text."""
@@ -66,10 +73,11 @@ def asked_label(asked: bool | str, labels: Sequence[str]) -> int | None:
 class Explainer:
     """One model's queue of explanations."""
 
-    def __init__(self, predictor: Predictor, compute: ComputeThread, max_queue_tokens: int) -> None:
+    def __init__(self, predictor: Predictor, compute: Compute, max_queue_tokens: int) -> None:
         self._predictor, self._compute = predictor, compute
         self.batcher: Batcher[Job, Attribution] = Batcher(
             self._run,
+            turns=Turns(),
             max_batch_tokens=ONE_JOB,
             max_queue_tokens=max_queue_tokens,
             on_pass=metrics.observe_explanation,

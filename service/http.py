@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -16,7 +15,7 @@ from service import metrics
 from service.errors import BodyTooLarge, DeadlineExceeded, MethodNotAllowed, NoSuchRoute, ServiceError, where
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException
@@ -26,11 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("heed")
 
 MAX_REQUEST_ID = 128
+WATCHED_AFTER_S = 0.25  # a caller that leaves earlier may be computed for nothing: a watcher costs more than most texts
 MAX_DIGITS = 18  # of a Content-Length
 
 
 def counted(route: str, handler: Handler) -> Handler:
     """The handler, with its errors as answers and its outcome in the metrics."""
+    seconds = metrics.REQUEST_SECONDS.labels(route)
+    counts: dict[int, Any] = {}  # of each status: found once
 
     async def answer(http: Request) -> Response:
         started = time.perf_counter()
@@ -45,58 +47,78 @@ def counted(route: str, handler: Handler) -> Handler:
             log.error("%s failed: %s", route, where(error))
             response = refusal(ServiceError())
         response.headers["x-request-id"] = http.state.request_id
-        metrics.REQUESTS.labels(route, str(response.status_code)).inc()
-        metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+        status = response.status_code
+        if status not in counts:
+            counts[status] = metrics.REQUESTS.labels(route, str(status))
+        counts[status].inc()
+        seconds.observe(time.perf_counter() - started)
         return response
 
     return answer
 
 
-async def read_body(http: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is seen to be over the limit. Raises BodyTooLarge."""
+async def read_body(http: Request, limit: int, timeout_ms: int) -> bytes:
+    """The body, refused as soon as it is seen to be over the limit. Raises BodyTooLarge and DeadlineExceeded."""
     length = http.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise BodyTooLarge(limit)
     chunks, size = [], 0
-    async for chunk in http.stream():
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge(limit)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            async for chunk in http.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise BodyTooLarge(limit)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise DeadlineExceeded(timeout_ms) from None
     return b"".join(chunks)
 
 
-@contextlib.asynccontextmanager
-async def deadline(timeout_ms: int) -> AsyncIterator[None]:
-    """Leave with DeadlineExceeded after so long; what still waits is dropped by the batcher."""
-    try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(timeout_ms) from None
+class Patience:
+    """Cancel the task of this `with` at the caller's deadline, or when the caller has left; the body has been read.
 
+    Raises DeadlineExceeded or ClientDisconnect in place of the cancellation. What the task waits for is dropped by
+    the batcher.
+    """
 
-@contextlib.asynccontextmanager
-async def until_gone(http: Request) -> AsyncIterator[None]:
-    """Cancel this task when the caller leaves; the body has been read. Raises ClientDisconnect then."""
-    task, is_gone = asyncio.current_task(), False
-    assert task is not None
+    def __init__(self, http: Request, timeout_ms: int) -> None:
+        self._http, self._timeout_ms = http, timeout_ms
+        self._loop = asyncio.get_running_loop()
+        self._watcher: asyncio.Task[None] | None = None
+        self._reason: Exception | None = None
 
-    async def watch() -> None:
-        nonlocal is_gone
-        await http.receive()  # nothing comes after the body but the disconnect
-        is_gone = True
-        task.cancel()
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._deadline = self._loop.time() + self._timeout_ms / 1000
+        self._timer = self._loop.call_later(min(WATCHED_AFTER_S, self._timeout_ms / 1000), self._wake)
 
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not is_gone or task.uncancel():
-            raise
-        raise ClientDisconnect from None
-    finally:
-        watcher.cancel()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._reason is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise self._reason from None
+
+    def _wake(self) -> None:
+        """Most requests are answered by now, and have cost one timer. This one is watched until its deadline."""
+        left_s = self._deadline - self._loop.time()
+        if left_s <= 0:
+            self._cancel(DeadlineExceeded(self._timeout_ms))
+        else:
+            self._watcher = self._loop.create_task(self._watch())
+            self._timer = self._loop.call_later(left_s, self._cancel, DeadlineExceeded(self._timeout_ms))
+
+    async def _watch(self) -> None:
+        await self._http.receive()  # nothing comes after the body but the disconnect
+        self._cancel(ClientDisconnect())
+
+    def _cancel(self, reason: Exception) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
 
 
 def request_id(http: Request) -> str:

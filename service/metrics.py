@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.errors import where
+from service.errors import ServiceError, where
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.answers import TextAnswer
     from service.batching import PassFigures
 
 log = logging.getLogger("heed")
@@ -56,6 +59,33 @@ MODEL_INFO = Gauge(
     "heed_model_info", "1 for each model that is served.", ["model", "version"], multiprocess_mode="livemax"
 )
 MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["model", "outcome"])
+
+
+class ModelMetrics:
+    """The metrics of one version of a model, found once: to find a child by its labels costs as much as to count."""
+
+    def __init__(self, name: str, version: str, labels: Sequence[str]) -> None:
+        self._texts = TEXTS.labels(name, version)
+        self._tokens = TOKENS_READ.labels(name)
+        self._truncated = TRUNCATED.labels(name)
+        self._confidence = CONFIDENCE.labels(name)
+        self._predictions = [PREDICTIONS.labels(name, label) for label in labels]
+
+    def observe(self, answers: Sequence[TextAnswer], tokenize_s: float) -> None:
+        """Hear of an answered request."""
+        TOKENIZE_SECONDS.observe(tokenize_s)
+        self._texts.inc(len(answers))
+        rows = [row for answer in answers for row in answer.rows]
+        self._tokens.inc(sum(len(row.ids) for row in rows))
+        if truncated := sum(row.truncated > 0 for row in rows):
+            self._truncated.inc(truncated)
+        for answer in answers:
+            if isinstance(answer.result, ServiceError):
+                REFUSED.labels(answer.result.code).inc()
+                continue
+            confidence = max(answer.result.scores)
+            self._predictions[answer.result.scores.index(confidence)].inc()
+            self._confidence.observe(confidence)
 
 
 def observe_pass(figures: PassFigures, computed_tokens: int) -> None:

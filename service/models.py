@@ -1,6 +1,6 @@
-"""The served models: load, verify, warm up, find by name.
+"""The served models: load, verify, warm up, measure, find by name.
 
-A served model is a bundle with its predictor and its own queue; all of a replica share one compute thread.
+A served model is a bundle with its predictor and its own queue; all of a replica share the device's turns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from model.tokens import Window
 from service import metrics
 from service.answers import read_texts, rows_of
 from service.batching import Batcher
+from service.compute import Compute
 from service.errors import NoSuchModel, TooManyWindows
 from service.explaining import Explainer
-from service.predictor import ComputeThread, Predictor, Scored
+from service.predictor import Predictor, Scored
 from service.settings import available_cores
 
 if TYPE_CHECKING:
@@ -32,28 +33,35 @@ if TYPE_CHECKING:
     from model.tokens import Row, Span, Text
     from service.answers import Reading
     from service.errors import ServiceError
-    from service.schemas import OnLong
+    from service.schemas import OnLong, Priority
     from service.settings import Settings, Spec
 
 Result = TypeVar("Result")
 log = logging.getLogger("heed")
 
+AT_ONCE_CHARS = 2_048  # under a millisecond of work, while handing it to a thread and back takes a tenth of that
 SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
 
 
 class ServedModel:
     """One bundle that answers."""
 
-    def __init__(self, name: str, bundle: Bundle, compute: ComputeThread, settings: Settings) -> None:
+    def __init__(self, name: str, bundle: Bundle, compute: Compute, settings: Settings) -> None:
         self.name, self.bundle, self._compute = name, bundle, compute
-        self.predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
+        self.predictor = predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
+        compute.call(predictor.warm_up)
+        cost = compute.call(predictor.measure)
         self.batcher: Batcher[Row, Scored] = Batcher(
             self._run,
-            max_batch_tokens=settings.max_batch_tokens or self.predictor.full_pass,
+            turns=compute.turns,
+            max_batch_tokens=settings.max_batch_tokens or predictor.full_pass(cost),
             max_queue_tokens=settings.max_queue_tokens,
-            on_pass=lambda figures: metrics.observe_pass(figures, self.predictor.computed_tokens(figures.lengths)),
+            cost=cost,
+            is_padded=predictor.is_padded,
+            on_pass=lambda figures: metrics.observe_pass(figures, predictor.computed_tokens(figures.lengths)),
         )
-        self.explainer = Explainer(self.predictor, compute, settings.max_queue_tokens)
+        self.explainer = Explainer(predictor, compute, settings.max_queue_tokens)
+        self.metrics = metrics.ModelMetrics(name, bundle.version, bundle.labels)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
 
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
@@ -67,6 +75,12 @@ class ServedModel:
                 self.is_broken = True
             raise
 
+    def is_bulk(self, priority: Priority | None, rows: Sequence[Row]) -> bool:
+        """Whether rows let others go first: where they say so, or say nothing and fill more than one pass."""
+        if priority is not None:
+            return priority == "bulk"
+        return sum(row.tokens for row in rows) > self.batcher.max_batch_tokens
+
     def spans(self, texts: Sequence[Text]) -> list[list[Span | None]]:
         """Where the tokens of each text's row lie in it."""
         return [self.bundle.tokenizer.spans(text, self.bundle.max_tokens) for text in texts]
@@ -76,19 +90,16 @@ class Models:
     """All that a replica serves."""
 
     def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
-        self._compute = ComputeThread(settings.compute_threads or available_cores())
+        self._compute = Compute(choose_device(settings.device), settings.compute_threads or available_cores())
         self._tokenizers = ThreadPoolExecutor(1, "tokenize")
         self._max_window_tokens = settings.max_queue_tokens
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
-        self._loops: list[asyncio.Task[None]] = []
-        self._explaining: list[asyncio.Task[None]] = []
 
     def _load(self, spec: Spec, settings: Settings) -> ServedModel:
         """Load and warm up. Raises LocationError where there is no bundle, BundleError where it cannot be trusted."""
         start = time.monotonic()
         try:
             model = ServedModel(spec.name, load_bundle(local_folder(spec.location)), self._compute, settings)
-            self._compute.call(model.predictor.warm_up)
         except Exception as error:
             metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
             if isinstance(error, ValueError) and not isinstance(error, LocationError | BundleError):
@@ -117,18 +128,20 @@ class Models:
         return model
 
     async def tokenize(self, model: ServedModel, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:
-        """What is read of each text, made in the tokenizer's thread.
+        """What is read of each text: made here and now if that is little, else in the tokenizer's thread.
 
         Raises TooManyWindows where those of the request are more than may wait: each is as long as the model
         reads, and unlike texts nothing else limits how many there are.
         """
         readings: list[Reading] = []
         window_tokens = 0
-        async for read in self._in_slices(partial(read_texts, model.bundle, on_long=on_long), texts):
-            window_tokens += sum(row.tokens for row in rows_of(read) if isinstance(row, Window))
+        read = partial(read_texts, model.bundle, on_long=on_long)
+        async for part in self._in_slices(read, texts):
+            if on_long == "window":
+                window_tokens += sum(row.tokens for row in rows_of(part) if isinstance(row, Window))
             if window_tokens > self._max_window_tokens:
                 raise TooManyWindows(self._max_window_tokens)
-            readings += read
+            readings += part
         return readings
 
     async def spans(self, model: ServedModel, texts: Sequence[Text]) -> list[list[Span | None]]:
@@ -138,29 +151,31 @@ class Models:
     async def _in_slices(
         self, function: Callable[[Sequence[Text]], list[Result]], texts: Sequence[Text]
     ) -> AsyncIterator[list[Result]]:
+        if sum(map(num_chars, texts)) <= AT_ONCE_CHARS:
+            yield function(texts)
+            return
         for part in slices(texts):
             yield await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, part)
 
-    def start(self) -> None:
-        """Start each model's loop, in the running event loop."""
-        self._loops = [asyncio.create_task(model.batcher.main_loop()) for model in self]
-        self._explaining = [asyncio.create_task(model.explainer.batcher.main_loop()) for model in self]
-
     def is_live(self, stuck_s: float) -> bool:
-        """Whether every loop turns, no pass has run for longer than stuck_s, and the device answers."""
-        turning = all(not loop.done() for loop in self._loops + self._explaining)
-        return turning and all(m.batcher.pass_s() < stuck_s and not m.is_broken for m in self)
+        """Whether no pass has run for longer than stuck_s, and the device answers."""
+        return self._compute.turns.pass_s() < stuck_s and not any(model.is_broken for model in self)
+
+    def busy_s(self) -> float:
+        """Seconds that the device has computed, since the start."""
+        return self._compute.turns.busy_s()
 
     async def drain(self) -> None:
-        """Answer what was accepted, then stop the loops; a text is explained once it has its answer."""
-        for model in self:
-            model.batcher.drain()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-        for model in self:
-            model.explainer.batcher.drain()
-        await asyncio.gather(*self._explaining, return_exceptions=True)
+        """Answer what was accepted; a text is explained once it has its answer."""
+        await asyncio.gather(*(model.batcher.drain() for model in self))
+        await asyncio.gather(*(model.explainer.batcher.drain() for model in self))
         self._compute.close()
         self._tokenizers.shutdown(wait=False)
+
+
+def num_chars(text: Text) -> int:
+    """Characters of a text, or of both of a pair."""
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 def slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
@@ -169,7 +184,7 @@ def slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
     chars = 0
     for text in texts:
         part.append(text)
-        chars += len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        chars += num_chars(text)
         if chars >= SLICE_CHARS:
             yield part
             part, chars = [], 0

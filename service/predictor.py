@@ -1,19 +1,16 @@
-"""A bundle on a device: rows in, scores out, in one dedicated thread.
+"""A bundle on a device: rows in, scores out, and what that costs.
 
-One thread, because each thread that computes brings its own team of OpenMP threads, and teams fight for
-the cores. Called by service/models.py; the batcher decides what is in a pass.
+Called by service/models.py, in the threads of service/compute.py; the batcher decides what is in a pass.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import copy
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +22,9 @@ from model.device import DTYPES, choose_precision, keep_freed_memory
 from model.explain import explain_steps
 from model.forward import Forward
 from model.scores import MULTI, label_sets, probabilities
+from model.tokens import Row
 from service.errors import Failed, ServiceError
+from service.planning import fit_cost, full_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +33,13 @@ if TYPE_CHECKING:
     from model.encoder import Classifier
     from model.explain import Attribution
     from model.scores import Array
-    from model.tokens import Row
+    from service.planning import Cost
 
-Result = TypeVar("Result")
 KNOWN_TEXT = "to be or not to be, that is the question"  # answered at warm-up
 FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
-STEP_SHARE = 0.1  # of the device, at most, for explanations while classification waits
+# Rows and tokens of each, of the passes that are timed: up to one that fills the device, or takes this long.
+MEASURED = ((1, 16), (1, 128), (4, 32), (16, 32), (64, 32))
+MEASURED_TIMES, MEASURED_S = 3, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,54 +49,6 @@ class Scored:
     logits: list[float]
     scores: list[float]
     in_set: list[bool] | None
-
-
-class ComputeThread:
-    """The one thread of a replica that touches the device. Passes go first, steps of explanations run in between."""
-
-    def __init__(self, num_threads: int) -> None:
-        self._executor = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(num_threads,))
-        self._passes = 0  # running or waiting
-        self._no_pass = asyncio.Event()
-        self._turn = asyncio.Lock()  # of the steps, among the models
-        self._step_s, self._step_ended = 0.0, 0.0
-
-    async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored | ServiceError]:
-        """predictor(rows), there."""
-        self._passes += 1
-        self._no_pass.clear()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, predictor, rows)
-        finally:
-            self._passes -= 1
-            if not self._passes:
-                self._no_pass.set()
-
-    async def step(self, function: Callable[[], Result]) -> Result:
-        """function(), there, once no pass runs or waits; if passes never end, with STEP_SHARE of the time."""
-        async with self._turn:
-            latest = self._step_ended + self._step_s * (1 / STEP_SHARE - 1)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(latest - time.perf_counter()):
-                    while self._passes:  # the next pass may have come before this task was woken
-                        await self._no_pass.wait()
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
-
-    def _timed(self, function: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        try:
-            return function()
-        finally:
-            self._step_ended = time.perf_counter()
-            self._step_s = self._step_ended - start
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """function(), there, for a caller that may wait."""
-        return self._executor.submit(function).result()
-
-    def close(self) -> None:
-        """Let the thread end after its present work."""
-        self._executor.shutdown(wait=False)
 
 
 class Predictor:
@@ -124,9 +76,9 @@ class Predictor:
         return self._classifier if DTYPES[self.precision] == torch.float32 else copy.deepcopy(self._classifier).float()
 
     @property
-    def full_pass(self) -> int:
-        """Tokens of a pass that fills the device."""
-        return FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU
+    def is_padded(self) -> bool:
+        """Whether a pass computes rows * longest tokens, rather than those that the rows have."""
+        return self._forward.layout == "padded"
 
     def computed_tokens(self, lengths: Sequence[int]) -> int:
         """Tokens of a pass of rows of these lengths, padding included."""
@@ -134,7 +86,12 @@ class Predictor:
 
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
-        return score(self.bundle, self._forward(rows))
+        return self.launch(rows)()
+
+    def launch(self, rows: Sequence[Row]) -> Callable[[], list[Scored | ServiceError]]:
+        """Start a pass; what is returned waits for its answers."""
+        wait = self._forward.launch(rows)
+        return lambda: score(self.bundle, wait())
 
     def explain(self, row: Row, baseline: Row, label: int) -> Iterator[Attribution | None]:
         """Steps of an explanation, each to be taken in the compute thread; the last gives it."""
@@ -144,6 +101,26 @@ class Predictor:
     def warm_up(self) -> None:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
         self._forward.warm_up(self.known_row)
+
+    def measure(self) -> Cost:
+        """Time passes of several shapes: what one costs on this device."""
+        measured = []
+        for rows, length in MEASURED:
+            row = Row(list(islice(cycle(self.known_row.ids), min(length, self.bundle.max_tokens))))
+            seconds = min(self._seconds([row] * rows) for _ in range(MEASURED_TIMES))
+            measured.append((rows, rows * row.tokens, seconds))
+            if seconds > MEASURED_S:
+                break
+        return fit_cost(measured)
+
+    def full_pass(self, cost: Cost) -> int:
+        """Tokens of a pass that fills the device; more would only make others wait."""
+        return full_pass(cost, MEASURED[-1][1], FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU)
+
+    def _seconds(self, rows: Sequence[Row]) -> float:
+        start = time.perf_counter()
+        self._forward(rows)
+        return time.perf_counter() - start
 
 
 def score(bundle: Bundle, logits: Array) -> list[Scored | ServiceError]:

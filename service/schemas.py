@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_DETAILS = 20
 OnLong = Literal["truncate", "error", "window"]
+Priority = Literal["interactive", "bulk"]
 
 
 class ClassifyRequest(BaseModel):
@@ -65,7 +66,17 @@ class ClassifyRequest(BaseModel):
     explain: Annotated[
         bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
     ] = False
-    timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time, or 504.")] = None
+    timeout_ms: Annotated[
+        int | None,
+        Field(ge=1, le=600_000, description="Answer within this time, or 504; 429 at once where that cannot be."),
+    ] = None
+    priority: Annotated[
+        Priority | None,
+        Field(
+            description="bulk lets interactive texts go first, but for each fourth pass. "
+            "Default: bulk if the texts fill more than one pass."
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _texts_or_pairs(self) -> ClassifyRequest:

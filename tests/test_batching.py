@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import PLANNED_ITEMS, Answer, Batcher, plan_pass
+from service.batching import PLANNED_ITEMS, Answer, Batcher
 from service.errors import Failed, NotReady, Overloaded
+from service.planning import Cost
+from service.turns import BULK_TURN, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -28,6 +30,10 @@ class Item:
     tokens: int
     poison: bool = False
 
+    @property
+    def key(self) -> int:
+        return self.name
+
 
 class Device:
     """Answers passes when it is let, and remembers them."""
@@ -36,6 +42,7 @@ class Device:
         self.passes: list[list[Item]] = []
         self.free = asyncio.Event()
         self.free.set()
+        self.turns = Turns()
 
     async def run(self, items: Sequence[Item]) -> list[int]:
         self.passes.append(list(items))
@@ -51,19 +58,7 @@ def with_batcher(test: Coroutine[None, None, None]) -> None:
 
 
 def batcher(device: Device, max_queue_tokens: int = 100_000) -> Batcher[Item, int]:
-    return Batcher(device.run, max_batch_tokens=BUDGET, max_queue_tokens=max_queue_tokens)
-
-
-@given(lengths, st.integers(1, 200))
-def test_a_pass_takes_the_oldest_and_keeps_its_budget(tokens: list[int], budget: int) -> None:
-    chosen = plan_pass(tokens, budget)
-    assert 0 in chosen
-    assert len(chosen) == len(set(chosen))
-    assert len(chosen) == 1 or len(chosen) * max(tokens[i] for i in chosen) <= budget
-
-
-def test_a_pass_groups_like_lengths() -> None:
-    assert sorted(plan_pass([10, 50, 11, 48, 9], 33)) == [0, 2, 4]
+    return Batcher(device.run, turns=device.turns, max_batch_tokens=BUDGET, max_queue_tokens=max_queue_tokens)
 
 
 @given(st.lists(st.tuples(lengths, st.booleans(), st.booleans()), min_size=1, max_size=12))
@@ -71,7 +66,6 @@ def test_whoever_stays_gets_the_answers_of_its_own_items(requests: list[tuple[li
     async def test() -> None:
         device = Device()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         asked, tasks = [], []
         for n, (tokens, poison, _) in enumerate(requests):
             items = [Item(1000 * n + i, t, poison and i == 0) for i, t in enumerate(tokens)]
@@ -88,8 +82,7 @@ def test_whoever_stays_gets_the_answers_of_its_own_items(requests: list[tuple[li
                 continue
             for item, answer in zip(items, outcome, strict=True):
                 assert isinstance(answer.result, Failed) if item.poison else answer.result == item.name
-        queue.drain()
-        await loop
+        await queue.drain()
         assert queue.queue_texts == queue.queue_tokens == 0
 
     with_batcher(test())
@@ -100,7 +93,6 @@ def test_the_next_pass_is_what_waits_when_the_device_becomes_free() -> None:
         device = Device()
         device.free.clear()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         tasks = [asyncio.create_task(queue.submit([Item(0, 5)]))]
         await asyncio.sleep(0.01)
         tasks += [asyncio.create_task(queue.submit([Item(n, 5)])) for n in range(1, 6)]
@@ -108,8 +100,7 @@ def test_the_next_pass_is_what_waits_when_the_device_becomes_free() -> None:
         device.free.set()
         await asyncio.gather(*tasks)
         assert [[item.name for item in items] for items in device.passes] == [[0], [1, 2, 3, 4, 5]]
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -119,7 +110,6 @@ def test_items_of_a_caller_that_left_cost_no_pass() -> None:
         device = Device()
         device.free.clear()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         first = asyncio.create_task(queue.submit([Item(0, 5)]))
         await asyncio.sleep(0.01)
         leaver, stayer = (asyncio.create_task(queue.submit([Item(n, 5)])) for n in (1, 2))
@@ -130,8 +120,7 @@ def test_items_of_a_caller_that_left_cost_no_pass() -> None:
         assert answer.result == 2
         await first
         assert [[item.name for item in items] for items in device.passes] == [[0], [2]]
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -139,13 +128,11 @@ def test_items_of_a_caller_that_left_cost_no_pass() -> None:
 def test_a_text_that_fails_fails_alone() -> None:
     async def test() -> None:
         queue = batcher(Device())
-        loop = asyncio.create_task(queue.main_loop())
         answers = await queue.submit([Item(0, 5), Item(1, 5, poison=True), Item(2, 5)])
         assert [a.result for a in answers if not isinstance(a.result, Failed)] == [0, 2]
         assert isinstance(answers[1], Answer)
         assert isinstance(answers[1].result, Failed)
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -154,7 +141,6 @@ def test_over_the_queue_a_request_is_refused_whole_with_a_time_to_come_back() ->
     async def test() -> None:
         device = Device()
         queue = batcher(device, max_queue_tokens=BUDGET)
-        loop = asyncio.create_task(queue.main_loop())
         await queue.submit([Item(0, 10)])
         device.free.clear()
         running = asyncio.create_task(queue.submit([Item(1, 10)]))
@@ -168,8 +154,7 @@ def test_over_the_queue_a_request_is_refused_whole_with_a_time_to_come_back() ->
         await asyncio.sleep(0.01)
         device.free.set()
         assert [answers[0].result for answers in await asyncio.gather(running, waiting, fits)] == [1, 2, 5]
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -179,15 +164,15 @@ def test_draining_answers_what_was_accepted_and_accepts_nothing_more() -> None:
         device = Device()
         device.free.clear()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         accepted = [asyncio.create_task(queue.submit([Item(n, 60)])) for n in range(3)]
         await asyncio.sleep(0.01)
-        queue.drain()
+        draining = asyncio.create_task(queue.drain())
+        await asyncio.sleep(0.01)
         with pytest.raises(NotReady):
             await queue.submit([Item(9, 1)])
         device.free.set()
         assert [answers[0].result for answers in await asyncio.gather(*accepted)] == [0, 1, 2]
-        await loop
+        await draining
 
     with_batcher(test())
 
@@ -196,12 +181,10 @@ def test_an_item_over_the_budget_runs_alone() -> None:
     async def test() -> None:
         device = Device()
         queue = batcher(device, max_queue_tokens=BUDGET)
-        loop = asyncio.create_task(queue.main_loop())
         answers = await queue.submit([Item(0, 5), Item(1, 5 * BUDGET), Item(2, 5)])
         assert [answer.result for answer in answers] == [0, 1, 2]
         assert [1] in [[item.name for item in items] for items in device.passes]
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -210,12 +193,10 @@ def test_one_bad_text_among_many_costs_few_passes() -> None:
     async def test() -> None:
         device = Device()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         answers = await queue.submit([Item(n, 1, poison=n == 37) for n in range(64)])
         assert [n for n, answer in enumerate(answers) if isinstance(answer.result, Failed)] == [37]
         assert len(device.passes) <= 1 + 2 * 6
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -225,33 +206,26 @@ def test_a_device_that_returns_too_few_answers_strands_nobody() -> None:
         return []
 
     async def test() -> None:
-        queue: Batcher[Item, int] = Batcher(run, max_batch_tokens=BUDGET, max_queue_tokens=1000)
-        loop = asyncio.create_task(queue.main_loop())
+        queue: Batcher[Item, int] = Batcher(run, turns=Turns(), max_batch_tokens=BUDGET, max_queue_tokens=1000)
         answers = await queue.submit([Item(0, 5), Item(1, 5)])
         assert all(isinstance(answer.result, Failed) for answer in answers)
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
 
-def test_should_the_loop_end_nobody_is_left_waiting() -> None:
+def test_a_metric_that_fails_strands_nobody() -> None:
     def broken(figures: object) -> None:
         raise RuntimeError("metrics")
 
     async def test() -> None:
         device = Device()
-        device.free.clear()
-        queue: Batcher[Item, int] = Batcher(device.run, max_batch_tokens=5, max_queue_tokens=1000, on_pass=broken)
-        loop = asyncio.create_task(queue.main_loop())
-        tasks = [asyncio.create_task(queue.submit([Item(n, 5)])) for n in range(3)]
-        await asyncio.sleep(0.01)
-        device.free.set()
-        results = [answers[0].result for answers in await asyncio.gather(*tasks)]
-        assert results[0] == 0
-        assert all(isinstance(result, Failed) for result in results[1:])
-        with pytest.raises(RuntimeError, match="metrics"):
-            await loop
+        queue: Batcher[Item, int] = Batcher(
+            device.run, turns=device.turns, max_batch_tokens=5, max_queue_tokens=1000, on_pass=broken
+        )
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        answers = await queue.submit([Item(n, 5) for n in range(3)])
+        assert [answer.result for answer in answers] == [0, 1, 2]
 
     with_batcher(test())
 
@@ -261,7 +235,6 @@ def test_a_caller_that_left_no_longer_counts_against_the_queue() -> None:
         device = Device()
         device.free.clear()
         queue = batcher(device, max_queue_tokens=BUDGET)
-        loop = asyncio.create_task(queue.main_loop())
         running = asyncio.create_task(queue.submit([Item(0, 5)]))
         await asyncio.sleep(0.01)
         leaver = asyncio.create_task(queue.submit([Item(1, 90)]))
@@ -274,8 +247,7 @@ def test_a_caller_that_left_no_longer_counts_against_the_queue() -> None:
         device.free.set()
         assert [answers[0].result for answers in await asyncio.gather(running, stayer)] == [0, 2]
         assert queue.queue_tokens == 0
-        queue.drain()
-        await loop
+        await queue.drain()
 
     with_batcher(test())
 
@@ -285,7 +257,6 @@ def test_whoever_waits_behind_a_long_line_of_leavers_is_answered() -> None:
         device = Device()
         device.free.clear()
         queue = batcher(device)
-        loop = asyncio.create_task(queue.main_loop())
         running = asyncio.create_task(queue.submit([Item(0, 5)]))
         await asyncio.sleep(0.01)
         leaver = asyncio.create_task(queue.submit([Item(n, 1) for n in range(2 * PLANNED_ITEMS)]))
@@ -295,7 +266,183 @@ def test_whoever_waits_behind_a_long_line_of_leavers_is_answered() -> None:
         await asyncio.sleep(0.01)
         device.free.set()
         assert [answers[0].result for answers in await asyncio.gather(running, stayer)] == [0, -1]
-        queue.drain()
-        await loop
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_equal_texts_in_flight_are_computed_once_and_answered_each() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue = batcher(device)
+        running = asyncio.create_task(queue.submit([Item(0, 5)]))
+        await asyncio.sleep(0.01)
+        others = [asyncio.create_task(queue.submit([Item(0, 5), Item(1, 5), Item(1, 5)])) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert queue.queue_tokens == 5
+        others.pop().cancel()
+        device.free.set()
+        assert [answer.result for answer in await others[0]] == [0, 1, 1]
+        await running
+        assert [[item.name for item in items] for items in device.passes] == [[0], [1]]
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_a_text_of_one_does_not_wait_for_a_request_of_thousands() -> None:
+    async def test() -> None:
+        device = Device()
+        queue = batcher(device)
+        bulk = asyncio.create_task(queue.submit([Item(n, 10) for n in range(1000)], is_bulk=True))
+        await asyncio.sleep(0)
+        for n in range(8):
+            passes = len(device.passes)
+            [answer] = await queue.submit([Item(10_000 + n, 10)])
+            assert answer.result == 10_000 + n
+            assert len(device.passes) - passes <= 4  # one that runs, perhaps bulk's turn, its own, the next
+        assert not bulk.done()
+        await bulk
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_bulk_has_its_turns_however_many_others_come() -> None:
+    async def test() -> None:
+        device = Device()
+        queue = batcher(device)
+        names = iter(range(10_000))
+        more = True
+
+        async def busy() -> None:
+            while more:
+                await queue.submit([Item(next(names), BUDGET)])
+
+        others = [asyncio.create_task(busy()) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        passes = len(device.passes)
+        await queue.submit([Item(-1 - n, BUDGET) for n in range(5)], is_bulk=True)
+        assert len(device.passes) - passes <= (5 + 1) * BULK_TURN
+        more = False
+        await asyncio.gather(*others)
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_an_interactive_caller_does_not_wait_in_bulks_line_for_an_equal_text() -> None:
+    async def test() -> None:
+        device = Device()
+        queue = batcher(device)
+        bulk = asyncio.create_task(queue.submit([Item(n, BUDGET) for n in range(50)], is_bulk=True))
+        await asyncio.sleep(0)
+        await queue.submit([Item(49, BUDGET)])
+        assert len(device.passes) <= 3
+        await bulk
+        assert len(device.passes) == 50
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def clocked(device: Device, seconds: list[float], **settings: Any) -> Batcher[Item, int]:
+    """A queue whose clock is the last of seconds, on a device that takes 10 ms a token."""
+    device.turns = Turns(clock=lambda: seconds[-1])
+    return Batcher(
+        device.run, turns=device.turns, max_batch_tokens=BUDGET, max_queue_tokens=10_000,
+        cost=Cost(0.0, 0.0, 0.01), **settings,
+    )  # fmt: skip
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_one_that_can_is_not() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue = clocked(device, [0.0])
+        accepted = [asyncio.create_task(queue.submit([Item(n, 100)], within_s=60)) for n in range(5)]  # 5 s of work
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded) as refused:
+            await queue.submit([Item(8, 100)], within_s=4)
+        assert refused.value.headers["Retry-After"] == "3"  # 6 s, where three quarters of 4 s are promised
+        accepted.append(asyncio.create_task(queue.submit([Item(9, 100)], within_s=9)))
+        await asyncio.sleep(0.01)
+        device.free.set()
+        await asyncio.gather(*accepted)
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_an_idle_device_refuses_nobody_however_slow_it_was() -> None:
+    async def test() -> None:
+        device, seconds = Device(), [0.0]
+        device.free.clear()
+        queue = clocked(device, seconds)
+        slow = asyncio.create_task(queue.submit([Item(0, 10)]))
+        await asyncio.sleep(0.01)
+        seconds.append(1000.0)
+        device.free.set()
+        await slow
+        assert device.turns.pace > 1
+        [answer] = await queue.submit([Item(1, 100)], within_s=0.001)
+        assert answer.result == 1
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_interactive_texts_are_not_refused_for_the_bulk_that_they_pass() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        queue = clocked(device, [0.0])
+        bulk = asyncio.create_task(queue.submit([Item(n, 10) for n in range(900)], is_bulk=True))  # 90 s of work
+        await asyncio.sleep(0.01)
+        soon = asyncio.create_task(queue.submit([Item(1000, 10)], within_s=5))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            await queue.submit([Item(1001, 10)], within_s=5, is_bulk=True)
+        device.free.set()
+        await asyncio.gather(soon, bulk)
+        await queue.drain()
+
+    with_batcher(test())
+
+
+def test_several_queues_of_a_device_take_turns() -> None:
+    async def test() -> None:
+        device = Device()
+        one, two = batcher(device), batcher(device)
+        ours, theirs = (
+            asyncio.create_task(queue.submit([Item(base + n, BUDGET) for n in range(5)]))
+            for queue, base in ((one, 0), (two, 100))
+        )
+        await asyncio.gather(ours, theirs)
+        assert [items[0].name // 100 for items in device.passes][1:9] == [0, 1] * 4
+        await asyncio.gather(one.drain(), two.drain())
+        assert device.turns.backlog_s == {False: 0, True: 0}
+
+    with_batcher(test())
+
+
+def test_only_a_full_pass_is_prepared_while_another_runs() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        device.turns = Turns(prepared=1)
+        queue = batcher(device)
+        tasks = [asyncio.create_task(queue.submit([Item(0, 10)]))]
+        await asyncio.sleep(0.01)
+        tasks.append(asyncio.create_task(queue.submit([Item(1, BUDGET - 1)])))
+        await asyncio.sleep(0.01)
+        assert len(device.passes) == 1
+        tasks.append(asyncio.create_task(queue.submit([Item(2, 1), Item(3, 1)])))
+        await asyncio.sleep(0.01)
+        assert [item.name for item in device.passes[-1]] == [1, 2]
+        device.free.set()
+        await asyncio.gather(*tasks)
+        await queue.drain()
 
     with_batcher(test())

@@ -17,9 +17,9 @@ from model.batch import make_batch
 from model.explain import TOLERANCE, attention_weights, explain, masked
 from model.forward import forward_rows
 from model.tokens import Row, Span
-from service import predictor
+from service import compute
+from service.compute import Compute
 from service.models import Models
-from service.predictor import ComputeThread
 from service.routes import Service
 from service.settings import Settings, Spec
 
@@ -166,27 +166,27 @@ def test_an_explanation_keeps_its_deadline_and_then_takes_no_more_steps(
 ) -> None:
     steps = 0
 
-    async def never(self: ComputeThread, function: Callable[[], object]) -> None:
+    async def never(self: Compute, function: Callable[[], object]) -> None:
         nonlocal steps
         steps += 1
         await asyncio.sleep(0)  # a step that is not the last
 
-    monkeypatch.setattr(ComputeThread, "step", never)
+    monkeypatch.setattr(Compute, "step", never)
     [late] = ask(bundle_folder, {"texts": ["a film", "a town"], "explain": True, "timeout_ms": 200})
     assert late.status_code == 504
     assert steps > 0  # and the service has stopped: the loop over the steps has ended
 
 
-def order_of(test: Callable[[ComputeThread, threading.Event, list[str]], Coroutine[None, None, None]]) -> list[str]:
+def order_of(test: Callable[[Compute, threading.Event, list[str]], Coroutine[None, None, None]]) -> list[str]:
     """In which order work ran, while the first pass held the device until the event."""
     order: list[str] = []
-    compute, release = ComputeThread(1), threading.Event()
-    asyncio.run(asyncio.wait_for(test(compute, release, order), 20))
-    compute.close()
+    device, release = Compute(torch.device("cpu"), 1), threading.Event()
+    asyncio.run(asyncio.wait_for(test(device, release, order), 20))
+    device.close()
     return order
 
 
-async def passes_and_a_step(compute: ComputeThread, release: threading.Event, order: list[str]) -> None:
+async def passes_and_a_step(device: Compute, release: threading.Event, order: list[str]) -> None:
     """A step has been; a pass runs, then a step and a second pass come."""
 
     def work(name: str) -> Any:
@@ -198,23 +198,23 @@ async def passes_and_a_step(compute: ComputeThread, release: threading.Event, or
 
         return run
 
-    await compute.step(work("earlier step"))
-    tasks = [asyncio.create_task(compute.run(work("first"), []))]
+    await device.step(work("earlier step"))
+    tasks = [asyncio.create_task(device.run(work("first"), []))]
     await asyncio.sleep(0)
-    tasks.append(asyncio.create_task(compute.step(work("step"))))
+    tasks.append(asyncio.create_task(device.step(work("step"))))
     for _ in range(5):  # turns of the loop: the step has had its chance
         await asyncio.sleep(0)
-    tasks.append(asyncio.create_task(compute.run(work("second"), [])))
+    tasks.append(asyncio.create_task(device.run(work("second"), [])))
     await asyncio.sleep(0)
     release.set()
     await asyncio.gather(*tasks)
 
 
 def test_passes_go_before_steps_of_explanations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "STEP_SHARE", 1e-9)
+    monkeypatch.setattr(compute, "STEP_SHARE", 1e-9)
     assert order_of(passes_and_a_step) == ["earlier step", "first", "second", "step"]
 
 
 def test_a_step_whose_share_is_due_does_not_wait_for_passes_to_cease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "STEP_SHARE", 1.0)
+    monkeypatch.setattr(compute, "STEP_SHARE", 1.0)
     assert order_of(passes_and_a_step) == ["earlier step", "first", "step", "second"]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from samples import FILLER, GOOD
 from starlette.requests import Request
 
 from model.scores import probabilities
+from service import routes
 from service.errors import BodyTooLarge
 from service.models import Models
 from service.predictor import Predictor
@@ -292,17 +295,32 @@ def test_health_is_well_while_the_loops_turn(ask: Ask) -> None:
         assert ask(path).json() == {"live": True, "ready": True}
 
 
-def test_health_is_not_well_once_a_loop_has_ended(bundle_folder: Path) -> None:
+def test_health_is_not_well_while_a_pass_hangs(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings()
     service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
+    works, goes_on = Predictor.__call__, threading.Event()
 
-    async def test() -> tuple[int, int]:
-        async with service.lifespan(service.asgi()):
-            before = (await service.live(None)).status_code  # type: ignore[arg-type]
-            await service.models.drain()
-            return before, (await service.live(None)).status_code  # type: ignore[arg-type]
+    def hanging(self: Predictor, rows: Any) -> Any:
+        goes_on.wait(20)
+        return works(self, rows)
 
-    assert asyncio.run(test()) == (200, 503)
+    monkeypatch.setattr(Predictor, "__call__", hanging)
+    monkeypatch.setattr(routes, "STUCK_S", 0.05)
+    app = service.asgi()
+
+    async def test() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            health = [(await client.get("/health/live")).status_code]
+            answer = asyncio.create_task(client.post("/v1/classify", json={"texts": ["a film"]}))
+            while service.is_live:  # noqa: ASYNC110: time passing is the event
+                await asyncio.sleep(0.01)
+            health.append((await client.get("/health/live")).status_code)
+            goes_on.set()
+            assert (await answer).status_code == 200
+            return [*health, (await client.get("/health/live")).status_code]
+
+    assert asyncio.run(test()) == [200, 503, 200]
 
 
 def test_many_texts_at_once_score_as_each_does_alone(service: Service, ask: Ask) -> None:
@@ -329,7 +347,8 @@ async def flood(folder: Path, limits: dict[str, Any]) -> list[httpx.Response]:
     service = Service(Models([Spec("mood", folder)], settings), settings)
     app = service.asgi()
     async with service.lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://h") as c:
-        return await asyncio.gather(*(c.post("/v1/classify", json={"texts": ["a film"]}) for _ in range(50)))
+        bodies = [{"texts": [f"{one} {two}"]} for one in FILLER[:10] for two in GOOD]
+        return await asyncio.gather(*(c.post("/v1/classify", json=body) for body in bodies))
 
 
 def test_logits_that_are_no_numbers_are_an_error_of_that_text_and_not_null(bundle_folder: Path) -> None:
