@@ -51,7 +51,10 @@ async def explain(model: ServedModel, texts: Iterator[str], count: list[int]) ->
     """One explanation after another; count[0] goes up with each."""
     while True:
         text = next(texts)
-        readings, spans = read_texts(model.bundle, [text], "truncate"), model.spans([text])
+        readings, spans = (
+            read_texts(model.bundle, [text], "truncate"),
+            [model.bundle.tokenizer.spans(text, model.bundle.max_tokens)],
+        )
         passed = await model.batcher.submit(rows_of(readings))
         answers = answer_texts(model.bundle, readings, [row.result for row in passed])
         await model.explainer.explain(answers, spans, None)

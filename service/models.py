@@ -8,39 +8,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from model.bundle import load_bundle
 from model.device import choose_device
 from model.location import LocationError, local_folder
 from model.manifest import BundleError
-from model.tokens import Window
 from service import metrics
-from service.answers import read_texts, rows_of
 from service.batching import Batcher
+from service.cache import AnswerCache
 from service.compute import Compute
-from service.errors import NoSuchModel, TooManyWindows
+from service.errors import NoSuchModel
 from service.explaining import Explainer
 from service.predictor import Predictor, Scored
 from service.settings import available_cores
+from service.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from model.bundle import Bundle
-    from model.tokens import Row, Span, Text
-    from service.answers import Reading
+    from model.tokens import Row
     from service.errors import ServiceError
-    from service.schemas import OnLong, Priority
+    from service.schemas import Priority
     from service.settings import Settings, Spec
 
 Result = TypeVar("Result")
 log = logging.getLogger("heed")
-
-AT_ONCE_CHARS = 2_048  # under a millisecond of work, while handing it to a thread and back takes a tenth of that
-SLICE_CHARS = 65_536  # tokenized at a time, so that a huge request does not hold up the small ones
 
 
 class ServedModel:
@@ -61,6 +55,7 @@ class ServedModel:
             on_pass=lambda figures: metrics.observe_pass(figures, predictor.computed_tokens(figures.lengths)),
         )
         self.explainer = Explainer(predictor, compute, settings.max_queue_tokens)
+        self.cache = AnswerCache(settings.cache_texts)
         self.metrics = metrics.ModelMetrics(name, bundle.version, bundle.labels)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
 
@@ -81,18 +76,13 @@ class ServedModel:
             return priority == "bulk"
         return sum(row.tokens for row in rows) > self.batcher.max_batch_tokens
 
-    def spans(self, texts: Sequence[Text]) -> list[list[Span | None]]:
-        """Where the tokens of each text's row lie in it."""
-        return [self.bundle.tokenizer.spans(text, self.bundle.max_tokens) for text in texts]
-
 
 class Models:
     """All that a replica serves."""
 
     def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
         self._compute = Compute(choose_device(settings.device), settings.compute_threads or available_cores())
-        self._tokenizers = ThreadPoolExecutor(1, "tokenize")
-        self._max_window_tokens = settings.max_queue_tokens
+        self.tokenizing = Tokenizing(settings.max_queue_tokens)
         self._served = {spec.name: self._load(spec, settings) for spec in specs}
 
     def _load(self, spec: Spec, settings: Settings) -> ServedModel:
@@ -127,36 +117,6 @@ class Models:
             raise NoSuchModel(", ".join(f"{m.name}@{m.bundle.version}" for m in self))
         return model
 
-    async def tokenize(self, model: ServedModel, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:
-        """What is read of each text: made here and now if that is little, else in the tokenizer's thread.
-
-        Raises TooManyWindows where those of the request are more than may wait: each is as long as the model
-        reads, and unlike texts nothing else limits how many there are.
-        """
-        readings: list[Reading] = []
-        window_tokens = 0
-        read = partial(read_texts, model.bundle, on_long=on_long)
-        async for part in self._in_slices(read, texts):
-            if on_long == "window":
-                window_tokens += sum(row.tokens for row in rows_of(part) if isinstance(row, Window))
-            if window_tokens > self._max_window_tokens:
-                raise TooManyWindows(self._max_window_tokens)
-            readings += part
-        return readings
-
-    async def spans(self, model: ServedModel, texts: Sequence[Text]) -> list[list[Span | None]]:
-        """Where the tokens of the texts' rows lie, found in the tokenizer's thread."""
-        return [spans async for part in self._in_slices(model.spans, texts) for spans in part]
-
-    async def _in_slices(
-        self, function: Callable[[Sequence[Text]], list[Result]], texts: Sequence[Text]
-    ) -> AsyncIterator[list[Result]]:
-        if sum(map(num_chars, texts)) <= AT_ONCE_CHARS:
-            yield function(texts)
-            return
-        for part in slices(texts):
-            yield await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, part)
-
     def is_live(self, stuck_s: float) -> bool:
         """Whether no pass has run for longer than stuck_s, and the device answers."""
         return self._compute.turns.pass_s() < stuck_s and not any(model.is_broken for model in self)
@@ -170,23 +130,4 @@ class Models:
         await asyncio.gather(*(model.batcher.drain() for model in self))
         await asyncio.gather(*(model.explainer.batcher.drain() for model in self))
         self._compute.close()
-        self._tokenizers.shutdown(wait=False)
-
-
-def num_chars(text: Text) -> int:
-    """Characters of a text, or of both of a pair."""
-    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
-
-
-def slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
-    """The texts in order, in parts of about SLICE_CHARS characters."""
-    part: list[Text] = []
-    chars = 0
-    for text in texts:
-        part.append(text)
-        chars += num_chars(text)
-        if chars >= SLICE_CHARS:
-            yield part
-            part, chars = [], 0
-    if part:
-        yield part
+        self.tokenizing.close()

@@ -18,12 +18,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from service import metrics
-from service.answers import answer_texts, rows_of
+from service.answering import answer
 from service.errors import NotReady
 from service.explaining import asked_label
 from service.http import Patience, as_json, counted, not_a_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
+    ClassifyRequest,
     ClassifyResponse,
     Health,
     ModelInfo,
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from service.batching import Answer
+    from service.answering import Answered
+    from service.answers import TextAnswer
+    from service.errors import ServiceError
+    from service.explaining import Explained
     from service.http import Handler
-    from service.models import Models
-    from service.predictor import Scored
+    from service.models import Models, ServedModel
     from service.settings import Settings
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
@@ -75,32 +78,42 @@ class Service:
         model = self.models.find(request.model)
         label = asked_label(request.explain, model.bundle.labels)
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
-        parsed = time.perf_counter()
         with Patience(http, timeout_ms):
-            model.batcher.admit(len(request.inputs), len(request.inputs), timeout_ms / 1000)  # a token each, at least
-            readings = await self.models.tokenize(model, request.inputs, request.on_long)  # 2. texts -> token ids
-            tokenized = time.perf_counter()
-            spans = await self.models.spans(model, request.inputs) if request.explain is not False else []
-            rows = rows_of(readings)
-            is_bulk = model.is_bulk(request.priority, rows)
-            within_s = timeout_ms / 1000 - (tokenized - started)
-            passed = await model.batcher.submit(rows, within_s=within_s, is_bulk=is_bulk)  # 3. wait for a pass
-            answers = answer_texts(model.bundle, readings, [row.result for row in passed])  # 4. pool windows
-            explained = await model.explainer.explain(answers, spans, label) if spans else []
-        results = [  # 5. shape the answer
-            text_result(model.bundle.labels, answer, request.top_k, raw_scores=request.raw_scores) for answer in answers
+            answered = await answer(  # 2. texts -> tokens -> a forward pass -> what the model says of each
+                model,
+                self.models.tokenizing,
+                request.inputs,
+                request.on_long,
+                deadline=started + timeout_ms / 1000,
+                priority=request.priority,
+            )
+            explained = await self._explain(model, request, answered.answers, label)
+        results = [  # 3. shape the answer
+            text_result(model.bundle.labels, text, request.top_k, raw_scores=request.raw_scores)
+            for text in answered.answers
         ]
         for i, why in enumerate(explained):
             results[i] = explained_result(results[i], model.bundle.labels, request.inputs[i], why)
-        model.metrics.observe(answers, tokenized - parsed)
+        model.metrics.observe(answered.answers, answered.tokenize_s)
+        timing_ms = timing(answered, time.perf_counter() - started)
         response = ClassifyResponse(
             request_id=http.state.request_id,
             model=model.name,
             version=model.bundle.version,
             results=results,
-            timing_ms=timing(passed, tokenized - parsed, time.perf_counter() - started),
+            timing_ms=timing_ms,
         )
-        return Response(response.model_dump_json(exclude_none=True), media_type="application/json")
+        text = response.model_dump_json(exclude_none=True)
+        return Response(text, media_type="application/json", headers={"server-timing": server_timing(timing_ms)})
+
+    async def _explain(
+        self, model: ServedModel, request: ClassifyRequest, answers: Sequence[TextAnswer], label: int | None
+    ) -> list[Explained | ServiceError | None]:
+        """Why each text has its label, where that is asked."""
+        if request.explain is False:
+            return []
+        spans = await self.models.tokenizing.spans(model.bundle, request.inputs)
+        return await model.explainer.explain(answers, spans, label)
 
     async def list_models(self, http: Request) -> Response:
         """GET /v1/models and GET /info."""
@@ -225,15 +238,13 @@ class Application(Starlette):
             await super().__call__(scope, receive, send)
 
 
-def timing(passed: Sequence[Answer[Scored]], tokenize_s: float, total_s: float) -> Timing:
+def timing(answered: Answered, total_s: float) -> Timing:
     """Seconds -> ms, rounded to microseconds."""
+    seconds = answered.queue_s, answered.tokenize_s, answered.forward_s, total_s
+    queue, tokenize, forward, total = (round(s * 1000, 3) for s in seconds)
+    return Timing(queue=queue, tokenize=tokenize, forward=forward, total=total)
 
-    def ms(seconds: float) -> float:
-        return round(seconds * 1000, 3)
 
-    return Timing(
-        queue=ms(max((row.queue_s for row in passed), default=0.0)),
-        tokenize=ms(tokenize_s),
-        forward=ms(max((row.forward_s for row in passed), default=0.0)),
-        total=ms(total_s),
-    )
+def server_timing(timing: Timing) -> str:
+    """The same as a Server-Timing header (W3C), which browsers show."""
+    return ", ".join(f"{name};dur={value}" for name, value in timing)

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     max_queue_tokens: Annotated[Positive, Field(description="tokens that may wait in a replica; over it, 429")] = (
         262_144
     )
+    cache_texts: Annotated[
+        int, Field(ge=0, description="answers kept in memory for texts that come again, of each model; 0: none")
+    ] = 0
     max_texts_per_request: Annotated[Positive, Field(description="texts of one request, at most")] = 1_000
     max_text_chars: Annotated[Positive, Field(description="characters of one text, at most")] = 50_000
     max_body_bytes: Annotated[Positive, Field(description="bytes of one request's body, at most")] = 4_000_000
