@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve._private import replica as ray_replica
 
+from service.connection import Connection
 from service.settings import Settings, parse_specs
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[A
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await (ray_app if scope["path"].startswith("/-/") else routes)(scope, receive, send)
 
+    server.config.http = Connection
+    server.config.proxy_headers = False
     server.config.app = lambda: app  # read when the task runs; it is not Ray's that adds a header to each answer
     return task, server
 

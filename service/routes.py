@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,8 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Start the compute loops; on the way out, answer what was accepted."""
+        """On the way out, answer what was accepted."""
+        gc.freeze()  # what is loaded stays: the collector need not look at it again and again
         gauges = asyncio.create_task(self.keep_gauges())
         try:
             yield

@@ -94,14 +94,14 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="GPUs that Ray reserves for a replica; 0: those of the machine, shared evenly")
     ] = 0.0
     compute_threads: Annotated[
-        int, Field(ge=0, description="CPU threads of a replica's forward pass; 0: all that it may use")
+        int, Field(ge=0, description="CPU threads of a replica's forward passes; 0: all that it may use")
     ] = 0
     max_batch_tokens: Annotated[
-        Positive | None, Field(description="tokens of one forward pass, at most; default: 2048 on a CPU, else 16384")
+        Positive | None, Field(description="tokens of one forward pass, at most; default: measured at start")
     ] = None
-    max_queue_tokens: Annotated[Positive, Field(description="tokens that may wait in a replica; over it, 429")] = (
-        262_144
-    )
+    max_queue_tokens: Annotated[
+        Positive, Field(description="tokens that may wait in a replica, whatever their deadlines; over it, 429")
+    ] = 262_144
     cache_texts: Annotated[
         int, Field(ge=0, description="answers kept in memory for texts that come again, of each model; 0: none")
     ] = 0

@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "pydantic_settings",
         "yaml",
         "prometheus_client",
+        "uvicorn",
         "starlette",
         "tqdm",
     },

@@ -1,0 +1,48 @@
+"""The HTTP server's connections: an answer's head and body leave in one system call.
+
+uvicorn writes them apart, and each write wakes the ingress: a tenth of what a small request costs the host
+(benchmarks/RESULTS.md). Called by service/app.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class Corked:
+    """A transport that writes at once, at the end of a turn of the event loop, what is written in it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+        self._call_soon = asyncio.get_running_loop().call_soon
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write with the rest."""
+        if not self._parts:
+            self._call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Write what there is, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol over a corked transport."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start."""
+        super().connection_made(cast("asyncio.Transport", Corked(transport)))
