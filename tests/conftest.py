@@ -10,7 +10,7 @@ import torch
 from hub import Hub
 from samples import TINY, rows
 
-from model.bundle import Bundle, load_bundle
+from model.bundle import Bundle, load_bundle, save_bundle
 from training.data import read_dataset
 from training.train import train
 
@@ -39,6 +39,19 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(1500)))
     train(TINY, read_dataset(file), None, None, folder / "mood", device=torch.device("cpu"))
     return folder / "mood"
+
+
+@pytest.fixture(scope="session")
+def opposite_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another version of it, which says the opposite."""
+    bundle = load_bundle(bundle_folder)
+    assert bundle.manifest is not None
+    with torch.no_grad():
+        bundle.classifier.head.out.weight.neg_()
+        bundle.classifier.head.out.bias.neg_()
+    folder = tmp_path_factory.mktemp("opposite") / "mood"
+    save_bundle(folder, bundle.classifier, bundle.tokenizer, bundle.manifest)
+    return folder
 
 
 @pytest.fixture
