@@ -96,7 +96,7 @@ def load_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
     manifest_file = folder / "heed.json"
-    manifest = Manifest.from_json(manifest_file.read_text(encoding="utf-8")) if manifest_file.exists() else None
+    manifest = Manifest.from_json(manifest_file.read_bytes()) if manifest_file.exists() else None
     bundle = Bundle(
         name=manifest.name if manifest else folder.resolve().name,
         version=content_hash(folder),

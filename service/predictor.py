@@ -145,6 +145,10 @@ class Predictor:
         """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
         self._forward.warm_up(self.known_row)
 
+    def warm_up_steps(self) -> Iterator[None]:
+        """The same in steps, each to be taken in the compute thread."""
+        return self._forward.warm_up_steps(self.known_row)
+
 
 def score(bundle: Bundle, logits: Array) -> list[Scored | ServiceError]:
     """Calibrated answers of logits (N, C), Failed where one is not a number."""

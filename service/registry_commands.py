@@ -82,7 +82,7 @@ def describe(model: RegisteredModel, wanted: str) -> dict[str, Any]:
     aliases = aliases_of(model, folder.name)
     shown: dict[str, Any] = {"name": model.name, "version": folder.name, "aliases": aliases, "folder": str(folder)}
     if (folder / "heed.json").exists():
-        manifest = Manifest.from_json((folder / "heed.json").read_text(encoding="utf-8"))
+        manifest = Manifest.from_json((folder / "heed.json").read_bytes())
         fields = ("created", "labels", "problem_type", "max_tokens", "metrics")
         shown |= {field: getattr(manifest, field) for field in fields}
     return shown

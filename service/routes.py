@@ -20,10 +20,12 @@ from service import metrics
 from service.answers import answer_texts, rows_of
 from service.errors import NotReady, ServiceError
 from service.explaining import asked_label
+from service.following import Following
 from service.http import as_json, counted, deadline, not_a_route, read_body, request_id
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
     ClassifyResponse,
+    FollowError,
     Health,
     ModelInfo,
     ModelList,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from service.http import Handler
     from service.models import Models, ServedModel
     from service.predictor import Scored
+    from service.schemas import ClassifyRequest
     from service.settings import Settings
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
@@ -55,6 +58,7 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models, self.settings = models, settings
+        self.following = Following(models, settings.registry_poll_s)
         self._request_model = request_model(settings)
         self._openapi = openapi(self._request_model)
         self._is_draining = False
@@ -72,7 +76,11 @@ class Service:
         async with deadline(self.settings.timeout_ms):
             body = await read_body(http, self.settings.max_body_bytes)
         request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
-        model = self.models.find(request.model)
+        with self.models.find(request.model) as model:
+            return await self._answer(http, request, model, started)
+
+    async def _answer(self, http: Request, request: ClassifyRequest, model: ServedModel, started: float) -> Response:
+        """One version answers all of a request."""
         label = asked_label(request.explain, model.bundle.labels)
         parsed = time.perf_counter()
         async with deadline(request.timeout_ms or self.settings.timeout_ms):
@@ -101,22 +109,27 @@ class Service:
         """GET /v1/models and GET /info."""
         return as_json(
             ModelList(
-                models=[
-                    ModelInfo(
-                        name=m.name,
-                        version=m.bundle.version,
-                        labels=m.bundle.labels,
-                        problem_type=m.bundle.problem_type,
-                        max_tokens=m.bundle.max_tokens,
-                        device=str(m.predictor.device),
-                        precision=m.predictor.precision,
-                    )
-                    for m in self.models
-                ],
+                models=[self._model_info(spec.name) for spec in self.models.specs],
                 max_texts_per_request=self.settings.max_texts_per_request,
                 max_text_chars=self.settings.max_text_chars,
                 max_body_bytes=self.settings.max_body_bytes,
             )
+        )
+
+    def _model_info(self, name: str) -> ModelInfo:
+        versions, followed = self.models.versions(name), self.following.of(name)
+        model, failure = versions[0], followed.failure if followed else None
+        return ModelInfo(
+            name=name,
+            version=model.bundle.version,
+            versions=[m.bundle.version for m in versions],
+            following=str(followed) if followed else None,
+            last_error=FollowError(version=failure.version, error=failure.error, at=failure.at) if failure else None,
+            labels=model.bundle.labels,
+            problem_type=model.bundle.problem_type,
+            max_tokens=model.bundle.max_tokens,
+            device=str(model.predictor.device),
+            precision=model.predictor.precision,
         )
 
     async def live(self, http: Request) -> Response:
@@ -157,17 +170,18 @@ class Service:
             await asyncio.sleep(GAUGES_EVERY_S)
             busy_before, before = busy_s, at
             busy_s, at = sum(model.batcher.busy_s for model in self.models), time.perf_counter()
-            metrics.BUSY.set(min(1.0, (busy_s - busy_before) / (at - before)))
+            metrics.BUSY.set(min(1.0, max(0.0, busy_s - busy_before) / (at - before)))  # less where a version left
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Start the compute loops; on the way out, answer what was accepted."""
         self.models.start()
-        gauges = asyncio.create_task(self.keep_gauges())
+        gauges, following = (asyncio.create_task(loop()) for loop in (self.keep_gauges, self.following.main_loop))
         try:
             yield
         finally:
             self._is_draining = True
+            following.cancel()
             await self.models.drain()
             gauges.cancel()
 

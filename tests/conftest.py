@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,16 +43,27 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def opposite_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another version of it, which says the opposite."""
-    bundle = load_bundle(bundle_folder)
-    assert bundle.manifest is not None
-    with torch.no_grad():
-        bundle.classifier.head.out.weight.neg_()
-        bundle.classifier.head.out.bias.neg_()
-    folder = tmp_path_factory.mktemp("opposite") / "mood"
-    save_bundle(folder, bundle.classifier, bundle.tokenizer, bundle.manifest)
-    return folder
+def variant(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """A function that makes another version of it, with its logits multiplied: by -1, it says the opposite."""
+
+    @cache
+    def make(factor: float) -> Path:
+        bundle = load_bundle(bundle_folder)
+        assert bundle.manifest is not None
+        with torch.no_grad():
+            for parameter in bundle.classifier.head.out.parameters():
+                parameter.mul_(factor)
+        folder = tmp_path_factory.mktemp("variant") / "mood"
+        save_bundle(folder, bundle.classifier, bundle.tokenizer, bundle.manifest)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def opposite_folder(variant: Callable[[float], Path]) -> Path:
+    """A version that says the opposite."""
+    return variant(-1.0)
 
 
 @pytest.fixture
