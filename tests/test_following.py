@@ -173,6 +173,7 @@ def test_a_request_is_answered_by_the_version_it_began_with_however_many_come_af
                 for factor in (-1.0, 0.5):
                     model.promote(model.add(variant(factor)))
                     await served.follow()
+                    assert await served.version() == model.version("production")
                 assert (await served.ask(f"mood@{first}")).status_code == 404
                 assert [answer.result for answer in await held.batcher.submit(rows)] == alone
                 assert (await served.client.get("/health")).status_code == 200
