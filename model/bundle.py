@@ -88,7 +88,7 @@ def load_bundle(folder: Path) -> Bundle:
     settings = tokenizer_settings(folder)
     try:
         check_task(theirs)
-        classifier = Classifier(read_config(theirs), num_labels=len(labels))
+        classifier = unfilled(read_config(theirs), num_labels=len(labels))
         load_weights(classifier, read_weights(folder))
         tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
@@ -156,6 +156,13 @@ def save_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
+    """A classifier for weights to be loaded into; drawing random ones first would be most of the time of a load."""
+    with torch.device("meta"):
+        classifier = Classifier(config, num_labels)
+    return classifier.to_empty(device="cpu")
 
 
 def content_hash(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Follow the aliases of the registry: when one moves, load that version beside the present one, then swap.
 
-Reads: main_loop() -> poll() -> what the alias names -> load and check, in a thread that gives way to the passes ->
+Reads: main_loop() -> poll() -> what the alias names -> load and check, in a thread of its own ->
 warm up between passes -> swap. Whatever fails, the present version stays, and a metric, the log and /v1/models say
 so. Each replica follows for itself. Started by service/routes.py.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +33,6 @@ Result = TypeVar("Result")
 log = logging.getLogger("heed")
 
 MAX_RETRY_S = 3600.0  # between attempts at a version that cannot be loaded
-NICENESS = 10  # of the thread that loads: passes go first where cores are few
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Following:
             for name, entry in entries.items()
             if isinstance(entry, RegistryEntry) and entry.is_alias
         }
-        self._thread = ThreadPoolExecutor(1, "follow", initializer=give_way)
+        self._thread = ThreadPoolExecutor(1, "follow", initializer=torch.set_num_threads, initargs=(1,))
 
     def of(self, name: str) -> Followed | None:
         """What is followed under the name of a model, None for nothing."""
@@ -175,9 +172,3 @@ def told(error: Exception) -> str:
     """What the log says of an error: all of one of ours, which speaks of files; of others the type and place."""
     is_ours = isinstance(error, BundleError | LocationError | RegistryError)
     return f"{type(error).__name__}: {error}" if is_ours else where(error)
-
-
-def give_way() -> None:
-    """Let the passes go first: this thread computes alone, and has the lower priority where cores are few."""
-    torch.set_num_threads(1)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # of the thread, on Linux
