@@ -110,7 +110,8 @@ def one_text(name: str, classifier: Classifier) -> dict[str, Any]:
     graphs.warm_up(row)
     taken = medians({"without": partial(plain, [row]), "with": partial(graphs, [row])})
     replayed = CudaPasses(classifier, torch.device("cuda"))
-    replayed.capture()
+    for _ in replayed.capture():
+        pass
     device = medians({"graph": replayed.graph_for(SHORT).replay})
     return {
         "model": name,

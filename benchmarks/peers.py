@@ -77,8 +77,7 @@ def served_precisions() -> list[str]:
 def ours(folder: Path, precision: str) -> Engine:
     """The predictor of a replica, over passes as its batcher plans them from the rows that wait."""
     predictor = Predictor(load_bundle(folder), CPU, precision)
-    predictor.warm_up()
-    budget = predictor.full_pass(predictor.measure())
+    budget = predictor.full_pass(predictor.warm_up())
 
     def run(rows: Sequence[Row]) -> Array:
         logits: dict[int, list[float]] = {}

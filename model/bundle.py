@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.convert import dump_weights, load_weights, read_config, write_config
+from model.disk import sync, write
 from model.encoder import Classifier
 from model.family import UnsupportedCheckpoint
 from model.folder import (
@@ -87,7 +88,7 @@ def load_bundle(folder: Path) -> Bundle:
     settings = tokenizer_settings(folder)
     try:
         check_task(theirs)
-        classifier = Classifier(read_config(theirs), num_labels=len(labels))
+        classifier = unfilled(read_config(theirs), num_labels=len(labels))
         load_weights(classifier, read_weights(folder))
         tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
@@ -95,7 +96,7 @@ def load_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
     manifest_file = folder / "heed.json"
-    manifest = Manifest.from_json(manifest_file.read_text(encoding="utf-8")) if manifest_file.exists() else None
+    manifest = Manifest.from_json(manifest_file.read_bytes()) if manifest_file.exists() else None
     bundle = Bundle(
         name=manifest.name if manifest else folder.resolve().name,
         version=content_hash(folder),
@@ -135,26 +136,33 @@ def save_bundle(
     partial.mkdir()
     try:
         config = write_config(classifier.config) | _label_fields(manifest) | _special_ids(tokenizer)
-        _write(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(classifier).items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
-        _sync(partial / "model.safetensors")
-        _write(partial / "tokenizer.json", tokenizer.to_json())
+        sync(partial / "model.safetensors")
+        write(partial / "tokenizer.json", tokenizer.to_json())
         has_types = classifier.config.token_types > 1 and tokenizer.has_types
         described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=has_types)
-        _write(partial / "tokenizer_config.json", described)
+        write(partial / "tokenizer_config.json", described)
         for name, text in (files or {}).items():
-            _write(partial / name, text)
+            write(partial / name, text)
         manifest = dataclasses.replace(
             manifest, version=content_hash(partial), probes=_probes(partial, tokenizer, manifest.max_tokens)
         )
-        _write(partial / "heed.json", manifest.to_json())
+        write(partial / "heed.json", manifest.to_json())
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
+    """A classifier for weights to be loaded into; drawing random ones first would be most of the time of a load."""
+    with torch.device("meta"):
+        classifier = Classifier(config, num_labels)
+    return classifier.to_empty(device="cpu")
 
 
 def content_hash(folder: Path) -> str:
@@ -243,18 +251,3 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     ids = {role: tokenizer.token_id(token) for role, token in tokenizer.special_tokens.items()}
     cls, sep = ids.get("cls"), ids.get("sep")
     return {"cls_token_id": cls, "bos_token_id": cls, "sep_token_id": sep, "eos_token_id": sep}
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    _sync(file)
-
-
-def _sync(path: Path) -> None:
-    """To disk, before a rename makes it visible."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ import torch
 from model.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -127,18 +127,19 @@ class CudaPasses:
 
         return wait
 
-    @torch.inference_mode()
-    def capture(self) -> None:
-        """Capture a graph for each bucket up to the longest row; where that fails, passes go without."""
+    def capture(self) -> Iterator[None]:
+        """Capture a graph for each bucket up to the longest row, one a step; where that fails, passes go without."""
         try:
-            with torch.cuda.device(self._device):
-                for bucket in BUCKETS:
-                    if bucket <= self._classifier.config.max_tokens:
+            for bucket in BUCKETS:
+                if bucket <= self._classifier.config.max_tokens:
+                    with torch.cuda.device(self._device):
                         self._graphs[bucket] = self._capture(bucket)
+                    yield
         except RuntimeError as error:  # a driver or a kernel that cannot be captured
             log.warning("small passes run without CUDA graphs: %s", str(error).partition("\n")[0])
             self._graphs.clear()
 
+    @torch.inference_mode()
     def _capture(self, bucket: int) -> Graph:
         tokens = torch.zeros(3, bucket, dtype=torch.long, device=self._device)
         cu_seqlens = torch.full((bucket_rows(bucket) + 1,), bucket, dtype=torch.int32, device=self._device)

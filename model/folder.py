@@ -56,7 +56,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def label_names(theirs: Mapping[str, Any]) -> list[str]:
     """Label names by id, from id2label; without it the two that transformers then assumes."""
     names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    ids = [str(i) for i in range(len(names))]
+    ids = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
     if not isinstance(names, dict) or set(names) != set(ids):
         raise BundleError("config.json: id2label does not map the ids from 0 on to names")
     labels = [names[i] for i in ids]

@@ -15,7 +15,7 @@ from model.batch import choose_layout, make_batch, plan_passes
 from model.cuda import CudaPasses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from model.encoder import Classifier
     from model.scores import Array
@@ -36,10 +36,16 @@ class Forward:
 
     def warm_up(self, row: Row) -> None:
         """Run the shapes of first requests once; on CUDA, capture the graphs."""
+        for _ in self.warm_up_steps(row):
+            pass
+
+    def warm_up_steps(self, row: Row) -> Iterator[None]:
+        """The same in steps, none of which takes much longer than a pass."""
         for n in WARM_UP_ROWS:
             self([row] * n)
+            yield
         if self._cuda is not None:
-            self._cuda.capture()
+            yield from self._cuda.capture()
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Callable[[], Array]:

@@ -1,8 +1,9 @@
-"""Where a model lies -> the folder to read: a folder as it is, or the files of a repository of the Hugging Face hub.
+"""Where a model lies -> the folder to read: a folder as it is, an entry of a registry (model/registry.py), or the
+files of a repository of the Hugging Face hub.
 
-The one place that knows what `hf:OWNER/REPO[@REVISION]` means, called wherever a model is named. No torch:
-service/settings.py parses before Ray starts. Where the library keeps its downloads, which hub it asks and with
-what token is the library's: HF_HOME, HF_ENDPOINT, HF_TOKEN.
+The one place that knows what `REGISTRY/NAME@VERSION` and `hf:OWNER/REPO[@REVISION]` mean, called wherever a model
+is named. No torch: service/settings.py parses before Ray starts. Where the hub's library keeps its downloads, which
+hub it asks and with what token is the library's: HF_HOME, HF_ENDPOINT, HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from model.registry import ALIASES, RegisteredModel, RegistryError, registered, registry_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -45,22 +48,65 @@ class HubRepo:
         return f"{HUB}{self.id}" + (f"@{self.revision}" if self.revision else "")
 
 
-Location: TypeAlias = Path | HubRepo
+@dataclass(frozen=True)
+class RegistryEntry:
+    """A version of a registered model; an alias is followed by the service when it moves."""
+
+    model: RegisteredModel
+    wanted: str  # an alias, a version, or the beginning of one
+
+    @property
+    def name(self) -> str:
+        """What the model is called where nothing else is said."""
+        return self.model.name
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it may be another version later."""
+        return self.wanted in ALIASES
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.wanted}"
+
+
+Location: TypeAlias = Path | RegistryEntry | HubRepo
 
 
 def parse_location(text: str) -> Location:
-    """A folder, or hf:OWNER/REPO[@REVISION]; nothing is looked up. Raises LocationError for another hf:."""
+    """A folder, REGISTRY/NAME@ALIAS_OR_VERSION or hf:OWNER/REPO[@REVISION]; whether the model is there is not asked.
+
+    A folder that is there is one, whatever its name. Raises LocationError for another hf: or @.
+    """
     if not text.startswith(HUB):
-        return Path(text)
+        return parse_path(text)
     match = REPO.fullmatch(text.removeprefix(HUB))
     if match is None:
         raise LocationError(f"a model on the hub is named hf:OWNER/REPO or hf:OWNER/REPO@REVISION, not: {text}")
     return HubRepo(*match.groups())
 
 
+def parse_path(text: str) -> Path | RegistryEntry:
+    """A folder or an entry of a registry. Raises LocationError for a URL and what is neither."""
+    try:
+        path = registry_path(text)
+        if "@" not in path.name or path.is_dir():
+            return path
+        name, _, wanted = path.name.rpartition("@")
+        return RegistryEntry(registered(path.parent.resolve(), name), wanted)
+    except RegistryError as error:
+        raise LocationError(str(error)) from None
+
+
 def local_folder(location: Location) -> Path:
     """The folder of a location, downloaded where it is on the hub. Raises LocationError."""
-    return location if isinstance(location, Path) else download(location)
+    if isinstance(location, Path):
+        return location
+    if isinstance(location, HubRepo):
+        return download(location)
+    try:
+        return location.model.bundle(location.wanted)
+    except RegistryError as error:
+        raise LocationError(str(error)) from None
 
 
 def download(repo: HubRepo) -> Path:

@@ -38,7 +38,7 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
+    def from_json(cls, text: str | bytes) -> Manifest:
         """Raises BundleError naming what is missing or of a newer format."""
         try:
             fields = json.loads(text)
@@ -48,5 +48,5 @@ class Manifest:
             if calibration.get("thresholds") is not None:
                 calibration["thresholds"] = tuple(calibration["thresholds"])
             return cls(**fields, calibration=Calibration(**calibration))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None

@@ -41,7 +41,7 @@ class Sized(Protocol):
 PLANNED_ITEMS = 4096  # at the head of the queue: planning stays a matter of milliseconds
 AGED_S = 0.5  # no text is overtaken by younger ones of its kind for longer
 PREDICTED_WELL = 0.75  # of a deadline: what is admitted to answer later than that may miss it
-UNKNOWN_COST = Cost(0.0, 0.0, 1e-4)  # until it is measured
+UNKNOWN_COST = Cost(0.0, 0.0, 1e-4)  # until it is measured; the pace mends it
 
 Item = TypeVar("Item", bound=Sized)
 Result = TypeVar("Result")
@@ -111,13 +111,12 @@ class Batcher(Generic[Item, Result]):
         turns: Turns,
         max_batch_tokens: int,
         max_queue_tokens: int,
-        cost: Cost = UNKNOWN_COST,
         is_padded: bool = False,
         on_pass: Callable[[PassFigures], object] = lambda figures: None,
     ) -> None:
         self._run, self._turns, self._on_pass, self._clock = run, turns, on_pass, turns.clock
         self.max_batch_tokens, self._max_queue_tokens, self._is_padded = max_batch_tokens, max_queue_tokens, is_padded
-        self._cost = cost
+        self.cost = UNKNOWN_COST
         self._lines: dict[bool, deque[_Work[Item, Result]]] = {False: deque(), True: deque()}  # by is_bulk
         self._works: dict[Hashable, _Work[Item, Result]] = {}  # what waits or runs
         self._passes: set[asyncio.Task[None]] = set()
@@ -175,7 +174,7 @@ class Batcher(Generic[Item, Result]):
 
     def _cost_s(self, tokens: int, rows: int) -> float:
         """Their share of the passes that they will be in, if those are full."""
-        return self._cost.seconds(rows, tokens) - self._cost.pass_s * (1 - tokens / self.max_batch_tokens)
+        return self.cost.seconds(rows, tokens) - self.cost.pass_s * (1 - tokens / self.max_batch_tokens)
 
     def _enqueue(self, item: Item, request: _Request[Result], index: int, is_bulk: bool) -> _Work[Item, Result]:
         """Queue the item, or join those who wait for an equal one."""
@@ -259,7 +258,7 @@ class Batcher(Generic[Item, Result]):
         start = self._clock()
         results, error = await self._results([work.item for work in chosen])
         lengths = [work.item.tokens for work in chosen]
-        forward_s = self._turns.end(name, self._cost.seconds(len(chosen), sum(lengths)) if error is None else 0.0)
+        forward_s = self._turns.end(name, self.cost.seconds(len(chosen), sum(lengths)) if error is None else 0.0)
         for work in chosen:
             self._close(work)
         self._turns.next()

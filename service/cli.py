@@ -43,6 +43,11 @@ COMMANDS = {
         "label the texts of a file, offline",
         "heed predict bundles/reviews new.jsonl --out labelled.jsonl",
     ),
+    "registry": Command(
+        "service.registry_commands",
+        "versions of models, and which is in production",
+        "heed registry add models mood bundles/mood --promote",
+    ),
     "serve": Command(
         "service.commands",
         "answer HTTP requests",

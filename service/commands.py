@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 
 from tqdm import tqdm
 
-from model.location import local_folder, parse_location
+from model.location import RegistryEntry, local_folder, parse_location
 from service.settings import Settings, load_settings, parse_specs
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from model.location import Location
+
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed serve`: one for each setting."""
@@ -26,7 +28,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="[NAME=]LOCATION",
-        help="a bundle's folder or hf:OWNER/REPO[@REVISION]; default: the model that comes with Heed",
+        help="a bundle's folder, REGISTRY/NAME@ALIAS_OR_VERSION (an alias is followed) or hf:OWNER/REPO[@REVISION]; "
+        "default: the model that comes with Heed",
     )
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings by name")
     for name, field in Settings.model_fields.items():
@@ -43,11 +46,20 @@ def serve_command(args: argparse.Namespace) -> int:
     specs = parse_specs(settings.models)
     for spec in specs:
         print(f"heed serve: {spec.name} from {spec.location}", file=sys.stderr)
-    folders = [f"{spec.name}={local_folder(spec.location)}" for spec in specs]  # once, and not in every replica
+    found = [f"{spec.name}={found_once(spec.location)}" for spec in specs]
     from service.launch import serve_forever
 
-    serve_forever(settings.model_copy(update={"models": folders}))
+    serve_forever(settings.model_copy(update={"models": found}))
     return 0
+
+
+def found_once(location: Location) -> Location:
+    """Where replicas find the model, without a download in each; an alias stays one, for they follow it.
+
+    Raises LocationError where there is none.
+    """
+    folder = local_folder(location)
+    return location if isinstance(location, RegistryEntry) and location.is_alias else folder
 
 
 def _metavar(field: FieldInfo) -> str:

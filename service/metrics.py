@@ -12,13 +12,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.errors import ServiceError, where
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client import Metric
 
     from service.answers import TextAnswer
     from service.batching import PassFigures
@@ -56,9 +58,12 @@ QUEUE_TOKENS = Gauge("heed_queue_tokens", "Tokens that wait.", multiprocess_mode
 QUEUE_OLDEST = Gauge("heed_queue_oldest_seconds", "Wait of the oldest text.", multiprocess_mode="livemax")
 BUSY = Gauge("heed_busy_ratio", "Share of the last moments spent in forward passes.", multiprocess_mode="livemax")
 MODEL_INFO = Gauge(
-    "heed_model_info", "1 for each model that is served.", ["model", "version"], multiprocess_mode="livemax"
+    "heed_model_info", "1 for the version that answers to each name.", ["model", "version"], multiprocess_mode="livemax"
 )
-MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["model", "outcome"])
+MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome: loaded, failed.", ["model", "outcome"])
+REGISTRY_POLLS = Counter(
+    "heed_registry_polls_total", "Looks at the registry of a followed model: read, failed.", ["model", "outcome"]
+)
 
 
 class ModelMetrics:
@@ -108,14 +113,26 @@ def observe_explanation(figures: PassFigures) -> None:
     EXPLAIN_SECONDS.observe(figures.forward_s)
 
 
+class Exposed:
+    """What a collector says, without the versions that are gone: multiprocess mode has no way to remove a gauge."""
+
+    def __init__(self, source: CollectorRegistry | MultiProcessCollector) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, as the exposition asks for them."""
+        for metric in self._source.collect():
+            if metric.name == MODEL_INFO._name:
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric
+
+
 def exposition() -> bytes:
     """Prometheus text of all replica processes of this node."""
     if not SHARED:
-        return generate_latest()
+        return generate_latest(Exposed(REGISTRY))
     for file in Path(SHARED).glob("gauge_live*_*.db"):  # a replica that died waits for nothing any more
         pid = file.stem.rpartition("_")[2]
         if not Path(f"/proc/{pid}").exists():
             file.unlink(missing_ok=True)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return generate_latest(Exposed(MultiProcessCollector(CollectorRegistry())))  # type: ignore[no-untyped-call]

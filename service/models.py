@@ -1,6 +1,7 @@
-"""The served models: load, verify, warm up, measure, find by name.
+"""The served models: load, verify, warm up, measure, find by name, swap for another version.
 
-A served model is a bundle with its predictor and its own queue; all of a replica share the device's turns.
+A served model is a bundle with its predictor and its own queue; all of a replica share the device's turns. When a
+model is swapped is decided in service/following.py.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 from model.bundle import load_bundle
 from model.device import choose_device
-from model.location import LocationError, local_folder
+from model.location import RegistryEntry, local_folder
 from model.manifest import BundleError
 from service import metrics
 from service.batching import Batcher
@@ -30,34 +32,63 @@ if TYPE_CHECKING:
     from model.bundle import Bundle
     from model.tokens import Row
     from service.errors import ServiceError
+    from service.planning import Cost
     from service.schemas import Priority
     from service.settings import Settings, Spec
 
-Result = TypeVar("Result")
 log = logging.getLogger("heed")
 
 
+KEPT_VERSIONS = 2  # of a model: what answers to its name, and what did before; each takes the memory of a model
+
+
 class ServedModel:
-    """One bundle that answers."""
+    """One version of a model. A request holds it, `with model:`, from find() to its answer."""
 
     def __init__(self, name: str, bundle: Bundle, compute: Compute, settings: Settings) -> None:
         self.name, self.bundle, self._compute = name, bundle, compute
         self.predictor = predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
-        compute.call(predictor.warm_up)
-        cost = compute.call(predictor.measure)
         self.batcher: Batcher[Row, Scored] = Batcher(
             self._run,
             turns=compute.turns,
-            max_batch_tokens=settings.max_batch_tokens or predictor.full_pass(cost),
+            max_batch_tokens=settings.max_batch_tokens or predictor.most_tokens,
             max_queue_tokens=settings.max_queue_tokens,
-            cost=cost,
             is_padded=predictor.is_padded,
             on_pass=lambda figures: metrics.observe_pass(figures, predictor.computed_tokens(figures.lengths)),
         )
+        self._is_batch_chosen = settings.max_batch_tokens is not None
         self.explainer = Explainer(predictor, compute, settings.max_queue_tokens)
         self.cache = AnswerCache(settings.cache_texts)
         self.metrics = metrics.ModelMetrics(name, bundle.version, bundle.labels)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
+        self._holders = 0
+        self._is_free = asyncio.Event()
+        self._is_free.set()
+
+    def __enter__(self) -> ServedModel:
+        self._holders += 1
+        self._is_free.clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._is_free.set()
+
+    def know_cost(self, cost: Cost) -> None:
+        """Plan passes by what they cost, as it was measured."""
+        self.batcher.cost = cost
+        if not self._is_batch_chosen:
+            self.batcher.max_batch_tokens = self.predictor.full_pass(cost)
+
+    async def drain(self) -> None:
+        """Wait until no request holds it: all is answered then."""
+        await self._is_free.wait()
+        await asyncio.gather(self.batcher.drain(), self.explainer.batcher.drain())
+
+    def close(self) -> None:
+        """Let go of its queues, whose references back would keep its memory until the garbage collector comes."""
+        del self.explainer.batcher, self.explainer, self.batcher
 
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One pass. Where it fails, a row that has worked before tells the texts' fault from the device's."""
@@ -83,17 +114,17 @@ class Models:
     def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
         self._compute = Compute(choose_device(settings.device), settings.compute_threads or available_cores())
         self.tokenizing = Tokenizing(settings.max_queue_tokens)
-        self._served = {spec.name: self._load(spec, settings) for spec in specs}
+        self.specs, self._settings = specs, settings
+        self._served = {spec.name: [self._load_warm(spec)] for spec in specs}  # newest first
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    def _load(self, spec: Spec, settings: Settings) -> ServedModel:
-        """Load and warm up. Raises LocationError where there is no bundle, BundleError where it cannot be trusted."""
+    def _load_warm(self, spec: Spec) -> ServedModel:
         start = time.monotonic()
         try:
-            model = ServedModel(spec.name, load_bundle(local_folder(spec.location)), self._compute, settings)
-        except Exception as error:
+            model = self.load(spec)
+            model.know_cost(self._compute.call(model.predictor.warm_up))
+        except Exception:
             metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
-            if isinstance(error, ValueError) and not isinstance(error, LocationError | BundleError):
-                raise BundleError(f"{spec.name}: {error}") from None  # a precision that this model or device has not
             raise
         metrics.MODEL_LOADS.labels(spec.name, "loaded").inc()
         metrics.MODEL_INFO.labels(spec.name, model.bundle.version).set(1)
@@ -104,18 +135,59 @@ class Models:
         )  # fmt: skip
         return model
 
+    def load(self, spec: Spec) -> ServedModel:
+        """A model that is to be warmed up, from any thread.
+
+        Raises LocationError where there is no bundle, BundleError where it cannot be trusted.
+        """
+        folder = local_folder(spec.location)
+        bundle = load_bundle(folder)
+        if isinstance(spec.location, RegistryEntry) and bundle.version != folder.name:
+            raise BundleError(f"files of the bundle were changed after it was added to the registry: {folder}")
+        try:
+            return ServedModel(spec.name, bundle, self._compute, self._settings)
+        except ValueError as error:  # a precision that this model or device has not
+            raise BundleError(f"{spec.name}: {error}") from None
+
+    async def warm_up(self, model: ServedModel) -> None:
+        """Warm up and measure while others answer: in steps, between their passes.
+
+        A version that differs in its weights only costs what the present one does, measured in peace.
+        """
+        alike = [other for other in self.versions(model.name) if other.predictor.costs_like(model.predictor)]
+        steps = model.predictor.warm_up_steps(alike[0].batcher.cost if alike else None)
+        while (cost := await self._compute.step(partial(next, steps))) is None:
+            pass
+        model.know_cost(cost)
+
+    def swap(self, new: ServedModel) -> None:
+        """From now on `new` answers to its name; what did so before stays for NAME@VERSION, and one older is let go."""
+        before = self._served[new.name]
+        versions = [new, *(model for model in before if model is not new)]
+        self._served[new.name] = versions[:KEPT_VERSIONS]
+        metrics.MODEL_INFO.labels(new.name, before[0].bundle.version).set(0)
+        metrics.MODEL_INFO.labels(new.name, new.bundle.version).set(1)
+        for model in versions[KEPT_VERSIONS:]:
+            leaving = asyncio.create_task(let_go(model))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    def versions(self, name: str) -> list[ServedModel]:
+        """Those of one model that are loaded; the first answers to its name."""
+        return self._served[name]
+
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._served.values())
+        return (model for versions in self._served.values() for model in versions)
 
     def find(self, wanted: str | None) -> ServedModel:
         """The model of a NAME or NAME@VERSION, the first for None. Raises NoSuchModel."""
         if wanted is None:
-            return next(iter(self._served.values()))
+            return next(iter(self))
         name, _, version = wanted.partition("@")
-        model = self._served.get(name)
-        if model is None or version not in ("", model.bundle.version):
-            raise NoSuchModel(", ".join(f"{m.name}@{m.bundle.version}" for m in self))
-        return model
+        for model in self._served.get(name, []):
+            if version in ("", model.bundle.version):
+                return model
+        raise NoSuchModel(", ".join(f"{m.name}@{m.bundle.version}" for m in self))
 
     def is_live(self, stuck_s: float) -> bool:
         """Whether no pass has run for longer than stuck_s, and the device answers."""
@@ -126,8 +198,13 @@ class Models:
         return self._compute.turns.busy_s()
 
     async def drain(self) -> None:
-        """Answer what was accepted; a text is explained once it has its answer."""
-        await asyncio.gather(*(model.batcher.drain() for model in self))
-        await asyncio.gather(*(model.explainer.batcher.drain() for model in self))
+        """Answer what was accepted."""
+        await asyncio.gather(*(model.drain() for model in self), *self._leaving)
         self._compute.close()
         self.tokenizing.close()
+
+
+async def let_go(model: ServedModel) -> None:
+    """Free a version that answers nothing new, once the last request that holds it has its answer."""
+    await model.drain()
+    model.close()

@@ -98,24 +98,41 @@ class Predictor:
         is_multi = self.bundle.problem_type == MULTI
         yield from explain_steps(self.explained, row, baseline, label, is_multi=is_multi)
 
-    def warm_up(self) -> None:
-        """Run the shapes of first requests once: allocations, kernels and their choice happen here."""
-        self._forward.warm_up(self.known_row)
+    def warm_up(self) -> Cost:
+        """Run the shapes of first requests once, then time passes: what they cost on this device."""
+        *_, cost = self.warm_up_steps()
+        assert cost is not None
+        return cost
 
-    def measure(self) -> Cost:
-        """Time passes of several shapes: what one costs on this device."""
+    def warm_up_steps(self, cost: Cost | None = None) -> Iterator[Cost | None]:
+        """The same in steps, each to be taken in the compute thread; the last gives the cost, or the one known."""
+        for _ in self._forward.warm_up_steps(self.known_row):
+            yield None
         measured = []
-        for rows, length in MEASURED:
+        for rows, length in MEASURED if cost is None else ():
             row = Row(list(islice(cycle(self.known_row.ids), min(length, self.bundle.max_tokens))))
-            seconds = min(self._seconds([row] * rows) for _ in range(MEASURED_TIMES))
-            measured.append((rows, rows * row.tokens, seconds))
-            if seconds > MEASURED_S:
+            seconds = []
+            for _ in range(MEASURED_TIMES):
+                seconds.append(self._seconds([row] * rows))
+                yield None
+            measured.append((rows, rows * row.tokens, min(seconds)))
+            if min(seconds) > MEASURED_S:
                 break
-        return fit_cost(measured)
+        yield cost or fit_cost(measured)
+
+    def costs_like(self, other: Predictor) -> bool:
+        """Whether passes cost the same: only the weights may differ."""
+        ours, theirs = ((p.bundle.classifier.config, p.device, p.precision) for p in (self, other))
+        return ours == theirs
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a pass, at most: more would only make others wait."""
+        return FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU
 
     def full_pass(self, cost: Cost) -> int:
-        """Tokens of a pass that fills the device; more would only make others wait."""
-        return full_pass(cost, MEASURED[-1][1], FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU)
+        """Tokens of a pass that fills the device."""
+        return full_pass(cost, MEASURED[-1][1], self.most_tokens)
 
     def _seconds(self, rows: Sequence[Row]) -> float:
         start = time.perf_counter()

@@ -22,11 +22,13 @@ from service import metrics
 from service.answering import answer
 from service.errors import NotReady
 from service.explaining import asked_label
+from service.following import Following
 from service.http import Patience, as_json, counted, not_a_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
     ClassifyRequest,
     ClassifyResponse,
+    FollowError,
     Health,
     ModelInfo,
     ModelList,
@@ -60,6 +62,7 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models, self.settings = models, settings
+        self.following = Following(models, settings.registry_poll_s)
         self._request_model = request_model(settings)
         self._openapi = openapi(self._request_model)
         self._is_draining = False
@@ -76,7 +79,11 @@ class Service:
             raise NotReady("the server is stopping")
         body = await read_body(http, self.settings.max_body_bytes, self.settings.timeout_ms)
         request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
-        model = self.models.find(request.model)
+        with self.models.find(request.model) as model:
+            return await self._answer(http, request, model, started)
+
+    async def _answer(self, http: Request, request: ClassifyRequest, model: ServedModel, started: float) -> Response:
+        """One version answers all of a request."""
         label = asked_label(request.explain, model.bundle.labels)
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         with Patience(http, timeout_ms):
@@ -120,22 +127,27 @@ class Service:
         """GET /v1/models and GET /info."""
         return as_json(
             ModelList(
-                models=[
-                    ModelInfo(
-                        name=m.name,
-                        version=m.bundle.version,
-                        labels=m.bundle.labels,
-                        problem_type=m.bundle.problem_type,
-                        max_tokens=m.bundle.max_tokens,
-                        device=str(m.predictor.device),
-                        precision=m.predictor.precision,
-                    )
-                    for m in self.models
-                ],
+                models=[self._model_info(spec.name) for spec in self.models.specs],
                 max_texts_per_request=self.settings.max_texts_per_request,
                 max_text_chars=self.settings.max_text_chars,
                 max_body_bytes=self.settings.max_body_bytes,
             )
+        )
+
+    def _model_info(self, name: str) -> ModelInfo:
+        versions, followed = self.models.versions(name), self.following.of(name)
+        model, failure = versions[0], followed.failure if followed else None
+        return ModelInfo(
+            name=name,
+            version=model.bundle.version,
+            versions=[m.bundle.version for m in versions],
+            following=str(followed) if followed else None,
+            last_error=FollowError(version=failure.version, error=failure.error, at=failure.at) if failure else None,
+            labels=model.bundle.labels,
+            problem_type=model.bundle.problem_type,
+            max_tokens=model.bundle.max_tokens,
+            device=str(model.predictor.device),
+            precision=model.predictor.precision,
         )
 
     async def live(self, http: Request) -> Response:
@@ -180,13 +192,14 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """On the way out, answer what was accepted."""
+        """Follow the registry; on the way out, answer what was accepted."""
         gc.freeze()  # what is loaded stays: the collector need not look at it again and again
-        gauges = asyncio.create_task(self.keep_gauges())
+        gauges, following = (asyncio.create_task(loop()) for loop in (self.keep_gauges, self.following.main_loop))
         try:
             yield
         finally:
             self._is_draining = True
+            following.cancel()
             await self.models.drain()
             gauges.cancel()
 

@@ -291,11 +291,22 @@ class Health(BaseModel):
     ready: bool
 
 
+class FollowError(BaseModel):
+    """Why a model is not the version that its alias names."""
+
+    version: Annotated[str | None, Field(description="Which could not be loaded; null: the registry was unreadable.")]
+    error: Annotated[str, Field(description="Its type; the log says more.")]
+    at: Annotated[str, Field(description="ISO 8601, UTC.")]
+
+
 class ModelInfo(BaseModel):
-    """One served model."""
+    """One served model: the version that answers to its name."""
 
     name: str
     version: str
+    versions: Annotated[list[str], Field(description="All that are loaded and answer to NAME@VERSION, newest first.")]
+    following: Annotated[str | None, Field(description="NAME@ALIAS of the registry; null: it stays as it is.")]
+    last_error: Annotated[FollowError | None, Field(description="Null while it is the version that its alias names.")]
     labels: list[str]
     problem_type: Literal["single_label_classification", "multi_label_classification"]
     max_tokens: int

@@ -39,9 +39,9 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """NAME=LOCATION, or a LOCATION that is named after its folder or repository.
+        """NAME=LOCATION, or a LOCATION that is named after its folder, its name in the registry or its repository.
 
-        Raises ValueError naming the spec. What is on the hub is not looked for yet.
+        Raises ValueError naming the spec. What is in a registry or on the hub is not looked for yet.
         """
         name, equals, where = text.partition("=")
         location = parse_location(where if equals else text)
@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     max_texts_per_request: Annotated[Positive, Field(description="texts of one request, at most")] = 1_000
     max_text_chars: Annotated[Positive, Field(description="characters of one text, at most")] = 50_000
     max_body_bytes: Annotated[Positive, Field(description="bytes of one request's body, at most")] = 4_000_000
+    registry_poll_s: Annotated[
+        float, Field(gt=0, description="seconds between looks at the registry of a model that is followed")
+    ] = 10.0
     timeout_ms: Annotated[Positive, Field(description="deadline of a request that names none, in ms")] = 30_000
     drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
         30.0

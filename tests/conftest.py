@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hub import Hub
 from samples import TINY, rows
 
-from model.bundle import Bundle, load_bundle
+from model.bundle import Bundle, load_bundle, save_bundle
 from training.data import read_dataset
 from training.train import train
 
@@ -39,6 +40,30 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(1500)))
     train(TINY, read_dataset(file), None, None, folder / "mood", device=torch.device("cpu"))
     return folder / "mood"
+
+
+@pytest.fixture(scope="session")
+def variant(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """A function that makes another version of it, with its logits multiplied: by -1, it says the opposite."""
+
+    @cache
+    def make(factor: float) -> Path:
+        bundle = load_bundle(bundle_folder)
+        assert bundle.manifest is not None
+        with torch.no_grad():
+            for parameter in bundle.classifier.head.out.parameters():
+                parameter.mul_(factor)
+        folder = tmp_path_factory.mktemp("variant") / "mood"
+        save_bundle(folder, bundle.classifier, bundle.tokenizer, bundle.manifest)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def opposite_folder(variant: Callable[[float], Path]) -> Path:
+    """A version that says the opposite."""
+    return variant(-1.0)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -347,13 +347,12 @@ def test_an_interactive_caller_does_not_wait_in_bulks_line_for_an_equal_text() -
     with_batcher(test())
 
 
-def clocked(device: Device, seconds: list[float], **settings: Any) -> Batcher[Item, int]:
+def clocked(device: Device, seconds: list[float]) -> Batcher[Item, int]:
     """A queue whose clock is the last of seconds, on a device that takes 10 ms a token."""
     device.turns = Turns(clock=lambda: seconds[-1])
-    return Batcher(
-        device.run, turns=device.turns, max_batch_tokens=BUDGET, max_queue_tokens=10_000,
-        cost=Cost(0.0, 0.0, 0.01), **settings,
-    )  # fmt: skip
+    queue = batcher(device)
+    queue.cost = Cost(0.0, 0.0, 0.01)
+    return queue
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_one_that_can_is_not() -> None:

@@ -24,6 +24,7 @@ from samples import FILLER, GOOD
 
 from model.bundle import load_bundle
 from model.device import choose_device
+from service.cli import main
 from service.guard import processes_of
 from service.launch import free_port, haproxies
 from service.predictor import Predictor, Scored
@@ -248,3 +249,54 @@ def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: P
     assert len(errors) == 1
     assert "model_type is not one of bert, " in errors[0]
     assert "modernbert: gpt2" in errors[0]
+
+
+def test_a_promotion_and_a_rollback_under_load_reach_every_replica_and_lose_no_request(
+    bundle_folder: Path, opposite_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = str(tmp_path / "registry")
+
+    def heed(*arguments: str) -> str:
+        assert main(["registry", *arguments]) == 0
+        return capsys.readouterr().out.strip().removeprefix("mood@")
+
+    first = heed("add", registry, "mood", str(bundle_folder), "--promote")
+    second = heed("add", registry, "mood", str(opposite_folder))
+    server = Server(f"{registry}/mood@production", "--registry-poll-s", "0.2", "--replicas", "2")
+    best = {first: "positive", second: "negative"}
+
+    async def ask_until(client: httpx.AsyncClient, wanted: str) -> set[str]:
+        """Ask until the last twenty answers are of one version; all the versions seen."""
+        latest: list[str] = []
+        end = time.monotonic() + 60
+        while latest[-20:] != [wanted] * 20:
+            assert time.monotonic() < end
+            response = await client.post("/v1/classify", json={"texts": ["a lovely film"]})
+            assert response.status_code == 200
+            answer = response.json()
+            assert answer["results"][0]["labels"][0]["label"] == best[answer["version"]]
+            latest.append(answer["version"])
+        return set(latest)
+
+    async def ask_everybody_until(wanted: str) -> set[str]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            return set().union(*await asyncio.gather(*(ask_until(client, wanted) for _ in range(8))))
+
+    async def test() -> None:
+        assert await ask_everybody_until(first) == {first}
+        for wanted, change in (
+            (second, ("promote", registry, "mood", second)),
+            (first, ("rollback", registry, "mood")),
+        ):
+            asking = asyncio.create_task(ask_everybody_until(wanted))
+            await asyncio.to_thread(heed, *change)
+            assert await asking == {first, second}
+
+    asyncio.run(test())
+    [info] = httpx.get(f"{server.url}/v1/models").json()["models"]
+    assert (info["versions"], info["following"], info["last_error"]) == ([first, second], "mood@production", None)
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    assert f'heed_model_info{{model="mood",version="{first}"}} 1.0' in lines
+    assert [line for line in lines if line.startswith("heed_model_info{") and second in line] == []
+    assert 'heed_model_loads_total{model="mood",outcome="loaded"} 4.0' in lines
+    assert server.stop() == 0

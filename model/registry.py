@@ -1,0 +1,222 @@
+"""Versions and aliases of the models in a folder: which bundle is in production, which one was before.
+
+  REGISTRY/NAME/VERSION/        a bundle; its version is the hash of its content, and it never changes
+  REGISTRY/NAME/aliases.json    {"production": VERSION, "candidate": VERSION, "previous": VERSION}
+
+Readers take no lock: aliases.json is replaced by a rename, and a bundle gets its name when it is complete. Writers
+take turns by flock on REGISTRY/NAME/.lock, which the kernel releases when one dies; on NFS the server keeps it.
+No torch until a bundle is added. Written by `heed registry`, followed by service/following.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.disk import sync, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Aliases = dict[str, str]  # alias -> version
+
+ALIASES = ("production", "candidate", "previous")
+VERSION = re.compile(r"[0-9a-f]{16}")
+BEGINNING = re.compile(r"[0-9a-f]{8,16}")  # of a version: enough to tell those of one model apart
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+class RegistryError(ValueError):
+    """A registry that cannot be read, or has not what is asked of it; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """All versions of one model."""
+
+    registry: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its versions and aliases lie."""
+        return self.registry / self.name
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def versions(self) -> list[str]:
+        """Its versions, oldest first. Raises RegistryError where there is no such model."""
+        with self._readable():
+            folders = [folder for folder in self.folder.iterdir() if VERSION.fullmatch(folder.name)]
+            return [folder.name for folder in sorted(folders, key=lambda folder: folder.stat().st_ctime)]
+
+    def aliases(self) -> Aliases:
+        """Which version each alias names, now. Raises RegistryError where that cannot be read."""
+        file = self.folder / "aliases.json"
+        try:
+            with self._readable():
+                aliases = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RegistryError(f"not JSON ({error}): {file}") from None
+        if not isinstance(aliases, dict) or not all(is_version(version) for version in aliases.values()):
+            raise RegistryError(f"does not map aliases to versions: {file}")
+        return aliases
+
+    def version(self, wanted: str) -> str:
+        """The version of an alias, of a version or of its beginning. Raises RegistryError."""
+        if wanted in ALIASES:
+            aliases = self.aliases()
+            if wanted not in aliases:
+                raise RegistryError(f"{self} has no {wanted}, it has: {_listed(aliases)}")
+            return aliases[wanted]
+        versions = self.versions()
+        if not BEGINNING.fullmatch(wanted):
+            raise RegistryError(
+                f"not one of {', '.join(ALIASES)}, nor a version or at least 8 digits of one: {self}@{wanted}"
+            )
+        found = [version for version in versions if version.startswith(wanted)]
+        if len(found) != 1:
+            raise RegistryError(f"{self} has {len(found)} versions {wanted}, it has: {_listed(versions)}")
+        return found[0]
+
+    def bundle(self, wanted: str) -> Path:
+        """The folder of an alias or a version. Raises RegistryError."""
+        folder = self.folder / self.version(wanted)
+        if not folder.is_dir():
+            raise RegistryError(f"{self}@{wanted} is a version whose folder is missing: {folder}")
+        return folder
+
+    def add(self, bundle: Path) -> str:
+        """Copy a bundle in and return its version; one that is there already is left as it is.
+
+        Raises BundleError where the bundle cannot be served, RegistryError where it changes meanwhile.
+        """
+        from model.bundle import content_hash, load_bundle
+
+        version = load_bundle(bundle).version
+        folder = self.folder / version
+        if folder.exists():
+            return version
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+        try:
+            shutil.copytree(bundle, partial, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+            if content_hash(partial) != version:
+                raise RegistryError(f"the bundle changed while it was copied, add it again: {bundle}")
+            for path in [*partial.rglob("*"), partial]:
+                sync(path)
+            with self._locked():
+                if not folder.exists():  # added by another writer
+                    partial.rename(folder)
+                    sync(self.folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return version
+
+    def propose(self, wanted: str) -> Aliases:
+        """Make a version the candidate, unless it is in production; the aliases then. Raises RegistryError."""
+        return self._change(lambda aliases: proposed(aliases, self._version_of_bundle(wanted)))
+
+    def promote(self, wanted: str) -> Aliases:
+        """Put a version into production; the aliases then. Raises RegistryError."""
+        return self._change(lambda aliases: promoted(aliases, self._version_of_bundle(wanted)))
+
+    def rollback(self) -> Aliases:
+        """Put back what was in production before; the aliases then. Raises RegistryError."""
+        if "previous" not in self.aliases():
+            raise RegistryError(f"nothing was in production before, promote a version: {self}")
+        return self._change(lambda aliases: promoted(aliases, self._version_of_bundle("previous")))
+
+    def _version_of_bundle(self, wanted: str) -> str:
+        return self.bundle(wanted).name
+
+    def _change(self, change: Callable[[Aliases], Aliases]) -> Aliases:
+        """Replace the aliases by what change makes of them, one writer at a time."""
+        with self._readable(), self._locked():
+            before = self.aliases()
+            after = change(before)
+            if after != before:
+                partial = self.folder / ".aliases.json.partial"
+                write(partial, json.dumps(after, indent=2) + "\n")
+                partial.replace(self.folder / "aliases.json")
+                sync(self.folder)
+        return after
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Held by one writer, of any process, at a time."""
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield  # closing the file lets the next one in
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raise RegistryError where there is no such model, or its folder cannot be read."""
+        try:
+            if not self.folder.is_dir():
+                raise RegistryError(f"no model {self.name} in {self.registry}, it has: {_listed(names(self.registry))}")
+            yield
+        except OSError as error:
+            raise RegistryError(f"cannot be read ({error.strerror}): {self}") from None
+
+
+def is_version(value: object) -> bool:
+    """Whether it is written as a version is: a folder of that name cannot lie elsewhere."""
+    return isinstance(value, str) and VERSION.fullmatch(value) is not None
+
+
+def proposed(aliases: Aliases, version: str) -> Aliases:
+    """The aliases with a candidate; what is in production is none."""
+    return aliases if aliases.get("production") == version else aliases | {"candidate": version}
+
+
+def promoted(aliases: Aliases, version: str) -> Aliases:
+    """The aliases with a version in production, and what was there as previous; it is no candidate any more."""
+    before = aliases.get("production")
+    if before == version:
+        return aliases
+    left = {alias: v for alias, v in aliases.items() if (alias, v) != ("candidate", version)}
+    return left | {"production": version} | ({"previous": before} if before else {})
+
+
+def open_registry(text: str) -> Path:
+    """The folder of a registry. Raises RegistryError for a URL, and where there is none."""
+    registry = registry_path(text)
+    if not registry.is_dir():
+        raise RegistryError(f"no registry, `heed registry add` makes one: {registry}")
+    return registry
+
+
+def registry_path(text: str) -> Path:
+    """The path of a registry that may not exist yet. Raises RegistryError for a URL."""
+    if URL.match(text):
+        raise RegistryError(f"URLs are not read, mount what this one names and give the folder: {text}")
+    return Path(text)
+
+
+def registered(registry: Path, name: str) -> RegisteredModel:
+    """The model of a name, there or not. Raises RegistryError for what is no name."""
+    if not NAME.fullmatch(name):
+        raise RegistryError(f"a model's name has letters, digits, dots, dashes and underscores only: {name}")
+    return RegisteredModel(registry, name)
+
+
+def names(registry: Path) -> list[str]:
+    """The models of a registry, in order of the alphabet. Raises RegistryError where there is no registry."""
+    try:
+        return sorted(entry.name for entry in registry.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
+    except OSError as error:
+        raise RegistryError(f"the registry cannot be read ({error.strerror}): {registry}") from None
+
+
+def _listed(names: list[str] | Aliases) -> str:
+    return ", ".join(names) or "none"
