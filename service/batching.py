@@ -170,7 +170,7 @@ class Batcher(Generic[Item, Result]):
         if surplus > 0 and self.queue_tokens:
             late_s = max(late_s, self._turns.pace * self._cost_s(surplus, 0) / self._turns.at_once)
         if late_s > 0:
-            raise Overloaded(self.queue_tokens, max(1, math.ceil(late_s)))
+            raise Overloaded(max(1, math.ceil(late_s)))
 
     def _cost_s(self, tokens: int, rows: int) -> float:
         """Their share of the passes that they will be in, if those are full."""

@@ -104,15 +104,15 @@ class TooManyWindows(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Arguments: queued tokens, whole seconds until they are worked off."""
+    """Arguments: whole seconds after which the request would be let in."""
 
     status, code = 429, "overloaded"
-    template = "{} tokens are waiting already: send again in {} s"
+    template = "too much is waiting to answer this in time: send it with a later timeout_ms, or again in {} s"
 
     @property
     def headers(self) -> dict[str, str]:
         """When to try again, in whole seconds (RFC 9110, section 10.2.3)."""
-        return {"Retry-After": str(self.args[1])}
+        return {"Retry-After": str(self.args[0])}
 
 
 class Failed(ServiceError):

@@ -10,7 +10,6 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from model.tokens import Window
@@ -19,7 +18,7 @@ from service.batching import PREDICTED_WELL
 from service.errors import Overloaded, TooManyWindows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from model.bundle import Bundle
     from model.tokens import Span, Text
@@ -50,15 +49,18 @@ class Tokenizing:
         Raises Overloaded where that would not be known within so many seconds, TooManyWindows where the windows of
         the request are more than may wait: each is as long as the model reads, and nothing else limits how many.
         """
-        readings: list[Reading] = []
         window_tokens = 0
-        async for part in self._in_slices(partial(read_texts, bundle, on_long=on_long), texts, within_s):
+
+        def read(part: Sequence[Text]) -> list[Reading]:
+            nonlocal window_tokens
+            readings = read_texts(bundle, part, on_long)
             if on_long == "window":
-                window_tokens += sum(row.tokens for row in rows_of(part) if isinstance(row, Window))
+                window_tokens += sum(row.tokens for row in rows_of(readings) if isinstance(row, Window))
             if window_tokens > self._max_window_tokens:
                 raise TooManyWindows(self._max_window_tokens)
-            readings += part
-        return readings
+            return readings
+
+        return await self._in_slices(read, texts, within_s)
 
     async def spans(self, bundle: Bundle, texts: Sequence[Text]) -> list[list[Span | None]]:
         """Where the tokens of each text's row lie in it."""
@@ -66,24 +68,25 @@ class Tokenizing:
         def find(part: Sequence[Text]) -> list[list[Span | None]]:
             return [bundle.tokenizer.spans(text, bundle.max_tokens) for text in part]
 
-        return [spans async for part in self._in_slices(find, texts, math.inf) for spans in part]
+        return await self._in_slices(find, texts, math.inf)
 
     async def _in_slices(
         self, function: Callable[[Sequence[Text]], list[Result]], texts: Sequence[Text], within_s: float
-    ) -> AsyncIterator[list[Result]]:
+    ) -> list[Result]:
         chars = sum(map(num_chars, texts))
         if chars <= AT_ONCE_CHARS:
-            yield function(texts)
-            return
+            return function(texts)
         late_s = (self._waiting_chars + chars) * self._char_s - PREDICTED_WELL * within_s
         if late_s > 0 and self._waiting_chars:
-            raise Overloaded(self._waiting_chars, max(1, math.ceil(late_s)))
+            raise Overloaded(max(1, math.ceil(late_s)))
         self._waiting_chars += chars
+        results: list[Result] = []
         try:
             for part in slices(texts):
-                yield await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, function, part)
+                results += await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, function, part)
         finally:
             self._waiting_chars -= chars
+        return results
 
     def _timed(self, function: Callable[[Sequence[Text]], Result], part: Sequence[Text]) -> Result:
         start = time.perf_counter()
