@@ -157,7 +157,7 @@ def recommend(
     ]
     if not math.isnan(tokens_per_request):
         tokens_per_s = knee.rate * tokens_per_request
-        why = f"what is answered within timeout_ms at {tokens_per_s:,.0f} tokens/s, over the replicas; not below max_batch_tokens"
+        why = f"answered within timeout_ms at {tokens_per_s:,.0f} tokens/s; over all replicas, >= max_batch_tokens each"
         settings.append(Setting("max_queue_tokens", round_up(tokens_per_s * timeout_ms / 1000), why))
     in_flight = max(1, round(ahead.rate * ahead.mean_ms / 1000))  # Little's law
     why = f"requests under way at {HEADROOM:.0%} of the knee ({ahead.rate:,.0f} requests/s), all replicas: to scale at"
