@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ import torch
 from environments import default_folder
 from peers import echo, heed_null, ray
 from running import Texts
-from serving import Contender, Level, Results, as_json, is_resolved, one_round, read, report
+from serving import Contender, Level, Results, as_json, is_resolved, one_round, read, table
+from timing import markdown
 
 from model.bundle import load_bundle, save_bundle
 from model.encoder import Classifier, EncoderConfig
@@ -52,7 +54,7 @@ def quotients(results: Results, levels: list[Level]) -> list[str]:
     for (name, other), level in itertools.product(PAIRS, levels):
         if level in results.rounds.get(name, {}) and level in results.rounds.get(other, {}):
             a, b = ([one.rate for one in results.rounds[who][level]] for who in (name, other))
-            ratio = sum(a) / sum(b)
+            ratio = statistics.median(a) / statistics.median(b)
             resolved = "resolved" if is_resolved(a, b) or is_resolved(b, a) else "not resolved"
             lines.append(f"- {name} / {other}, {level[0]} connections: {ratio:.2f} ({resolved})")
     return lines
@@ -81,7 +83,8 @@ def main() -> None:
                 what = texts if contender.peer.name in ("heed-tiny", "ray") else unchecked
                 one_round(results, [contender], levels, what, args.seconds, default_folder())
             order = order[1:] + order[:1]
-    print(report(results, levels))
+    for level in levels:
+        print(f"**{level[0]} connections**\n\n{markdown(table(results, level))}\n")
     print("\n".join(quotients(results, levels)))
     if args.json:
         args.json.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")

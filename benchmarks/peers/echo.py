@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from ray.serve import Application
 
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+
 
 def command(kind: str, start: Start) -> list[str]:
     """The program below."""
@@ -27,15 +30,18 @@ PEERS = [Peer("echo", partial(command, "raw")), Peer("echo-fastapi", partial(com
 ANSWER = json.dumps({"labels": ["positive"], "timing_ms": {"queue": 0.0, "forward": 0.0, "total": 0.0}}).encode()
 
 
-async def raw(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Any]) -> None:
-    """An ASGI application that takes the body and says the same to everybody."""
-    if scope["type"] != "http":
-        return
-    while (await receive()).get("more_body"):
-        pass
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": ANSWER})
+class Raw:
+    """An ASGI application that takes the body and says the same to everybody. (Ray takes a function for its maker.)"""
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        while (await receive()).get("more_body"):
+            pass
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": ANSWER})
 
 
 def with_fastapi() -> Any:
@@ -64,7 +70,7 @@ def application(kind: str) -> Application:
     from ray import serve
 
     @serve.deployment(max_ongoing_requests=10_000, logging_config={"enable_access_log": False})
-    @serve.ingress(raw if kind == "raw" else with_fastapi())
+    @serve.ingress(Raw() if kind == "raw" else with_fastapi())
     class Echo:
         pass
 
