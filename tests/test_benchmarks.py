@@ -100,8 +100,11 @@ def test_a_server_that_answers_wrongly_or_ends_is_left_out(tmp_path: Path) -> No
 
 
 def test_every_peer_says_how_it_is_started_and_asked(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_text("{}")
     for name, peer in all_peers().items():
-        start = Start("/bin/python", tmp_path / "bundle", None, 1234, tmp_path, 2)
-        assert "1234" in " ".join(peer.command(start)) or (tmp_path / "settings.json").exists(), name
+        start = Start("/bin/python", tmp_path / "bundle", None, 1234, tmp_path / name, 2)
+        start.folder.mkdir()
+        assert "1234" in " ".join(peer.command(start)) or (start.folder / "settings.json").exists(), name
         assert b"two films" in peer.body(["two films"])
         assert all("==" in pin for pin in peer.requirements)
