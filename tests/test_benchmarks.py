@@ -100,8 +100,6 @@ def test_a_server_that_answers_wrongly_or_ends_is_left_out(tmp_path: Path) -> No
 
 
 def test_every_peer_says_how_it_is_started_and_asked(tmp_path: Path) -> None:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "config.json").write_text("{}")
     for name, peer in all_peers().items():
         start = Start("/bin/python", tmp_path / "bundle", None, 1234, tmp_path / name, 2)
         start.folder.mkdir()

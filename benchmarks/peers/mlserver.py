@@ -1,16 +1,17 @@
-"""MLServer with its Hugging Face runtime, in bf16, batching by count and timer; Open Inference Protocol."""
+"""MLServer with its Hugging Face runtime, batching by count and timer; Open Inference Protocol.
+
+In fp32: the transformers that the runtime can be imported with does not turn bf16 logits into numbers.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from peers import MAX_BATCH, WAIT_S, Peer, Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 PINS = ("mlserver==1.7.1", "mlserver-huggingface==1.7.1", "transformers==4.41.2")
 
@@ -27,11 +28,10 @@ def command(start: Start) -> list[str]:
         "parameters": {
             "extra": {
                 "task": "text-classification",
-                "pretrained_model": str(in_bf16(start)),
+                "pretrained_model": str(start.bundle),
                 "pretrained_tokenizer": str(start.bundle),
                 "framework": "pt",
                 "device": "cpu",
-                "model_kwargs": {"torch_dtype": "auto"},
             }
         },
     }
@@ -40,15 +40,6 @@ def command(start: Start) -> list[str]:
     (start.folder / "model-settings.json").write_text(json.dumps(model))
     (start.folder / "settings.json").write_text(json.dumps(server))
     return [start.python, "-m", "peers.mlserver_service", "start", str(start.folder)]
-
-
-def in_bf16(start: Start) -> Path:
-    """A copy of the bundle whose config names the type to load it in: the settings have no word for it."""
-    folder = start.folder / "bundle"
-    shutil.copytree(start.bundle, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
-    return folder
 
 
 def body(texts: Sequence[str]) -> bytes:
