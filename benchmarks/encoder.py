@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from engines import Engine, Missing, onnx_runtime, ours, served_precisions, transformers
 from limits import floor, length
-from peers import Engine, Missing, onnx_runtime, ours, served_precisions, transformers
 from timing import markdown, ratio, take_turns
 
 from model.bundle import load_bundle

@@ -1,6 +1,6 @@
 """Data files -> records, one at a time: JSONL, CSV and TSV, plain or .gz, told by their suffix.
 
-Read by training (labelled rows) and by `heed predict`. Whoever asks decides what a bad record means.
+Read by training (labelled rows), `heed predict` and `heed bench`. Whoever asks decides what a bad record means.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
+
+    from model.tokens import Text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", *DELIMITERS)
@@ -48,6 +51,24 @@ def records(file: Iterable[bytes], suffix: str, name: str) -> Iterator[Record]:
     """The records of an open file; `name` is what errors call it."""
     lines = _decode(file, name)
     return _jsonl(lines) if suffix == ".jsonl" else _table(lines, DELIMITERS[suffix], name)
+
+
+def read_texts(file: str, text_column: str) -> Iterator[Text]:
+    """The texts and pairs of a data file, or of JSONL on stdin for -. Raises FileError at a bad row."""
+    rows = records(sys.stdin.buffer, ".jsonl", "stdin") if file == "-" else read_records(Path(file))
+    for line, fields in rows:
+        where = f"{'stdin' if file == '-' else file}:{line}"
+        if isinstance(fields, str):
+            raise FileError(f"{where}: {fields}")
+        text, pair = fields.get(text_column), fields.get("text_pair")
+        if not isinstance(text, str) or not isinstance(pair, str | None):
+            raise FileError(f"{where}: {text_column} is missing or not a string, or text_pair is not a string")
+        try:
+            check_unicode(text_column, text)
+            check_unicode("text_pair", pair or "")
+        except ValueError as error:
+            raise FileError(f"{where}: {error}") from None
+        yield text if pair is None else (text, pair)
 
 
 def check_unicode(name: str, value: str) -> None:

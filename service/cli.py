@@ -53,6 +53,11 @@ COMMANDS = {
         "answer HTTP requests",
         "heed serve reviews=bundles/reviews --port 8000",
     ),
+    "bench": Command(
+        "service.bench",
+        "load a running server, find its knee",
+        "heed bench http://127.0.0.1:8000 --data reviews.csv",
+    ),
 }
 
 

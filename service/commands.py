@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from tqdm import tqdm
 
 from model.location import RegistryEntry, local_folder, parse_location
+from model.records import read_texts
 from service.settings import Settings, load_settings, parse_specs
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def predict_command(args: argparse.Namespace) -> int:
     """Label the texts of a file, in order."""
     from model.bundle import load_bundle
     from model.device import choose_device
-    from service.predict import predict_texts, read_file
+    from service.predict import predict_texts
     from service.predictor import Predictor
 
     if args.top_k is not None and args.top_k < 1:
@@ -107,7 +108,7 @@ def predict_command(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(written_whole(args.out)) if args.out else sys.stdout
         bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))
-        texts = read_file(args.file, args.text_column)
+        texts = read_texts(args.file, args.text_column)
         for answer in predict_texts(predictor, texts, args.top_k, args.on_long):
             print(answer.model_dump_json(exclude_none=True), file=sink)
             bar.update()

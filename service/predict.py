@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.batch import plan_passes
 from model.forward import PASS_TOKENS
-from model.records import FileError, check_unicode, read_records, records
 from service.answers import answer_texts, read_texts, rows_of
 from service.schemas import text_result
 
@@ -22,24 +19,6 @@ if TYPE_CHECKING:
     from service.schemas import OnLong, TextResult
 
 CHUNK_ROWS = 2048  # read, sorted by length, answered and written together
-
-
-def read_file(file: str, text_column: str) -> Iterator[Text]:
-    """The texts and pairs of a data file, or of JSONL on stdin for -. Raises FileError at a bad row."""
-    rows = records(sys.stdin.buffer, ".jsonl", "stdin") if file == "-" else read_records(Path(file))
-    for line, fields in rows:
-        where = f"{'stdin' if file == '-' else file}:{line}"
-        if isinstance(fields, str):
-            raise FileError(f"{where}: {fields}")
-        text, pair = fields.get(text_column), fields.get("text_pair")
-        if not isinstance(text, str) or not isinstance(pair, str | None):
-            raise FileError(f"{where}: {text_column} is missing or not a string, or text_pair is not a string")
-        try:
-            check_unicode(text_column, text)
-            check_unicode("text_pair", pair or "")
-        except ValueError as error:
-            raise FileError(f"{where}: {error}") from None
-        yield text if pair is None else (text, pair)
 
 
 def predict_texts(

@@ -25,6 +25,8 @@ MAY_IMPORT = {
         "uvicorn",
         "starlette",
         "tqdm",
+        "httptools",
+        "uvloop",
     },
 }
 RAY_FILES = {"service/app.py", "service/launch.py"}
@@ -40,6 +42,9 @@ NO_TORCH = [
     "launch",
     "cli",
     "commands",
+    "bench",
+    "figures",
+    "load",
 ]
 SCRIPTS = {"service/haproxy.py", "service/guard.py"}  # run by path, without site-packages
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in OURS for p in (ROOT / package).rglob("*.py"))

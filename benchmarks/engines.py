@@ -24,6 +24,7 @@ from model.bundle import load_bundle
 from model.device import DTYPES, choose_precision
 from service.planning import plan_pass
 from service.predictor import Predictor, Scored
+from service.settings import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 CPU = torch.device("cpu")
+WAYS = {"int8": False, "int8 per channel": True}  # to quantize: whether each output has its own scale
 PROBE_ROUNDS = 5  # of choosing between two ways to quantize
 
 
@@ -138,25 +140,39 @@ def onnx_runtime(folder: Path, threads: int, rows: Sequence[Row]) -> list[Engine
     onnxruntime.transformers gave 5 to 20% less (MiniLM, SST-2, int8).
     """
     need("onnx", "onnxscript", "onnxruntime", "transformers")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = onnx_files(folder, Path(temporary))
+        pad_id = load_bundle(folder).classifier.config.pad_id
+        engines = {name: session(file, name, threads, pad_id) for name, file in files.items()}
+        return [engines["fp32"], fastest([engines[name] for name in WAYS], rows)]
+
+
+def quantized(folder: Path, rows: Sequence[Row], file: Path) -> None:
+    """Write the int8 model of onnx_runtime to a file. Raises Missing."""
+    need("onnx", "onnxscript", "onnxruntime", "transformers")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = onnx_files(folder, Path(temporary))
+        pad_id = load_bundle(folder).classifier.config.pad_id
+        sessions = [session(files[name], name, available_cores(), pad_id) for name in WAYS]
+        shutil.copy(files[fastest(sessions, rows).precision], file)
+
+
+def onnx_files(folder: Path, into: Path) -> dict[str, Path]:
+    """The model as ONNX: in fp32, and quantized in each of WAYS."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "fp32.onnx"
-        pad_id = export(folder, file)
-        engines = [session(file, "fp32", threads, pad_id)]
-        graph = onnx.load(file)
-        del graph.graph.value_info[:]  # shapes the exporter wrote down, which the quantizer trips over
-        ways = {"int8": False, "int8 per channel": True}
-        for precision, per_channel in ways.items():
-            file = Path(temporary) / f"{precision}.onnx"
-            quantize_dynamic(graph, file, per_channel=per_channel, weight_type=QuantType.QInt8)
-            engines.append(session(file, precision, threads, pad_id))
-    return [engines[0], fastest(engines[1:], rows)]
+    files = {name: into / f"{name}.onnx" for name in ("fp32", *WAYS)}
+    export(folder, files["fp32"])
+    graph = onnx.load(files["fp32"])
+    del graph.graph.value_info[:]  # shapes the exporter wrote down, which the quantizer trips over
+    for name, per_channel in WAYS.items():
+        quantize_dynamic(graph, files[name], per_channel=per_channel, weight_type=QuantType.QInt8)
+    return files
 
 
-def export(folder: Path, file: Path) -> int:
-    """Write the model as ONNX with free batch and length; returns its padding id."""
+def export(folder: Path, file: Path) -> None:
+    """Write the model as ONNX with free batch and length."""
     model = transformers_model(folder, torch.float32, "eager")
     free = torch.export.Dim.DYNAMIC
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -173,7 +189,6 @@ def export(folder: Path, file: Path) -> int:
             external_data=False,
             verbose=False,
         )
-    return int(model.config.pad_token_id)
 
 
 class Logits(torch.nn.Module):
