@@ -58,6 +58,9 @@ class Replica:
     """One process that answers. Ray calls its methods; their names are Ray's."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # Before prometheus-client is imported. Not in a runtime environment: Ray would build one for each replica.
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # Imported here: the driver that only describes the deployment needs no torch.
         from service.models import Models
         from service.routes import Service
@@ -83,7 +86,6 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(settings: Settings, attempts: int = 20) -> Application:
     """The Serve application; `attempts` is how often Ray tries to start a replica that fails."""
-    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="heed",
@@ -93,15 +95,6 @@ def application(settings: Settings, attempts: int = 20) -> Application:
         graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config={"enable_access_log": False},
-        ray_actor_options={
-            "num_cpus": 1,
-            "num_gpus": settings.gpus_per_replica,
-            "runtime_env": {
-                "env_vars": {
-                    "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
-                    "TOKENIZERS_PARALLELISM": "false",
-                }
-            },
-        },
+        ray_actor_options={"num_cpus": 1, "num_gpus": settings.gpus_per_replica},
     )
     return deployment.bind(settings.model_dump())

@@ -113,6 +113,8 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",  # Ray's own, for the agent that does not run
+        "RAY_worker_niceness": "0",  # else 15: this is what the machine is for
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_command(proxy, settings.host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -180,8 +182,10 @@ def start(folder: Path, settings: Settings) -> None:
     import ray
     from ray import serve
 
+    from service import ray_node
     from service.app import application
 
+    ray_node.install()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",

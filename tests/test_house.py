@@ -26,7 +26,7 @@ MAY_IMPORT = {
         "tqdm",
     },
 }
-RAY_FILES = {"service/app.py", "service/launch.py"}
+RAY_FILES = {"service/app.py", "service/launch.py", "service/ray_node.py"}
 NO_TORCH = [
     "settings",
     "schemas",
