@@ -119,6 +119,10 @@ class Batcher(Generic[Item, Result]):
         """How long the oldest waiting item has waited, in seconds."""
         return self._clock() - self._queue[0].since if self._queue else 0.0
 
+    def wait_s(self) -> float:
+        """Predicted wait of an item that arrives now, in seconds; 0 before the first pass."""
+        return self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
     async def submit(self, items: Sequence[Item]) -> list[Answer[Result]]:
         """Wait until every item has its answer, in order; an item's failure is its own answer.
 
@@ -141,8 +145,7 @@ class Batcher(Generic[Item, Result]):
     def _admit(self, tokens: int) -> None:
         """Count the tokens in, or refuse. A request larger than the whole queue is let into an empty one."""
         if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
-            wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-            raise Overloaded(self.queue_tokens, max(1, math.ceil(wait_s)))
+            raise Overloaded(self.queue_tokens, max(1, math.ceil(self.wait_s())))
         self.queue_tokens += tokens
 
     def _leave(self, entries: list[_Waiting[Item, Result]]) -> None:

@@ -52,6 +52,8 @@ def serve_forever(settings: Settings) -> None:
     Raises CannotServe where the address is taken or a model cannot be loaded.
     """
     check_address(settings.host, settings.port)
+    if settings.metrics_port:
+        check_address(settings.metrics_host, settings.metrics_port)
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
         started = time.monotonic()
@@ -125,7 +127,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy has drained before Ray stops
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # until HAProxy has been told that a replica goes
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a HAProxy that died is started again after three
     }
 
@@ -192,7 +194,7 @@ def start(folder: Path, settings: Settings) -> None:
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        num_cpus=max(settings.replicas, available_cores()),
+        num_cpus=max(settings.most_replicas, available_cores()),
         object_store_memory=OBJECT_STORE_BYTES,
         _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
         _temp_dir=str(folder / "ray"),
@@ -210,10 +212,10 @@ def start(folder: Path, settings: Settings) -> None:
 
 def shared_out(settings: Settings, num_gpus: float) -> Settings:
     """All replicas are on this machine: each gets its share of the cores and GPUs, unless told otherwise."""
-    threads = settings.compute_threads or max(1, available_cores() // settings.replicas)
+    threads = settings.compute_threads or max(1, available_cores() // settings.most_replicas)
     gpus = settings.gpus_per_replica
     if settings.device != "cpu" and not gpus:
-        gpus = gpu_share(settings.replicas, num_gpus)
+        gpus = gpu_share(settings.most_replicas, num_gpus)
     return settings.model_copy(update={"compute_threads": threads, "gpus_per_replica": gpus})
 
 

@@ -1,8 +1,6 @@
-"""Every metric, and the one exporter.
+"""Every metric. Seconds, tokens, bytes and ratios; label sets are closed, and no user's text is ever in one.
 
-Replica processes of a node share memory-mapped files in PROMETHEUS_MULTIPROC_DIR (prometheus-client's
-multiprocess mode), so that any of them answers /metrics for all. Seconds, tokens and ratios; label sets
-are closed, and no user's text is ever in one.
+Replica processes of a node share files in PROMETHEUS_MULTIPROC_DIR; service/exporter.py answers for all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 
 from service.errors import where
 
@@ -52,10 +49,19 @@ QUEUE_TEXTS = Gauge("heed_queue_texts", "Texts that wait.", multiprocess_mode="l
 QUEUE_TOKENS = Gauge("heed_queue_tokens", "Tokens that wait.", multiprocess_mode="livesum")
 QUEUE_OLDEST = Gauge("heed_queue_oldest_seconds", "Wait of the oldest text.", multiprocess_mode="livemax")
 BUSY = Gauge("heed_busy_ratio", "Share of the last moments spent in forward passes.", multiprocess_mode="livemax")
+STARTED = Gauge("heed_replica_start_time_seconds", "When the process started.", multiprocess_mode="liveall")
+RESIDENT = Gauge("heed_replica_resident_bytes", "Memory of the process.", multiprocess_mode="liveall")
 MODEL_INFO = Gauge(
     "heed_model_info", "1 for each model that is served.", ["model", "version"], multiprocess_mode="livemax"
 )
 MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome.", ["model", "outcome"])
+
+STARTED.set_to_current_time()
+
+
+def observe_process() -> None:
+    """Read what the kernel says of this process."""
+    RESIDENT.set(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
 
 
 def observe_pass(figures: PassFigures, computed_tokens: int) -> None:
@@ -76,16 +82,3 @@ def observe_explanation(figures: PassFigures) -> None:
     if figures.error is not None:
         log.error("an explanation failed: %s", where(figures.error))
     EXPLAIN_SECONDS.observe(figures.forward_s)
-
-
-def exposition() -> bytes:
-    """Prometheus text of all replica processes of this node."""
-    if not SHARED:
-        return generate_latest()
-    for file in Path(SHARED).glob("gauge_live*_*.db"):  # a replica that died waits for nothing any more
-        pid = file.stem.rpartition("_")[2]
-        if not Path(f"/proc/{pid}").exists():
-            file.unlink(missing_ok=True)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)

@@ -9,9 +9,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +18,12 @@ import httpx
 import numpy as np
 import pytest
 from samples import FILLER, GOOD
+from server import STOP_S, Server
 
 from model.bundle import load_bundle
 from model.device import choose_device
 from service.guard import processes_of
-from service.launch import free_port, haproxies
+from service.launch import haproxies
 from service.predictor import Predictor, Scored
 
 if TYPE_CHECKING:
@@ -36,46 +34,7 @@ if TYPE_CHECKING:
     from service.errors import ServiceError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-STOP_S = 60
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # as /proc has them
-
-
-class Server:
-    """`heed serve` in a process of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        before = set(Path(tempfile.gettempdir()).glob("heed-*"))
-        command = [sys.executable, "-m", "service", "serve", *arguments, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if "ready after" in line:
-                break
-        [self.folder] = {*Path(tempfile.gettempdir()).glob("heed-*")} - before or {Path("none")}
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(STOP_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
-
-    def is_gone(self, within_s: float) -> bool:
-        """Whether no process and no folder of it is left."""
-        end = time.monotonic() + within_s
-        while time.monotonic() < end:
-            if not processes_of(str(self.folder)) and not self.folder.exists():
-                return True
-            time.sleep(0.1)
-        return False
-
-    def classify(self, texts: list[str], **fields: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/classify", json={"texts": texts, **fields}, timeout=60)
 
 
 @pytest.fixture(scope="module")
