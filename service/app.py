@@ -54,7 +54,7 @@ async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[T
         await (ray_app if scope["path"].startswith("/-/") else routes)(scope, receive, send)
 
     leaving = asyncio.create_task(leave_when_broken(routes.state.service, task, server))
-    task.add_done_callback(lambda _: leaving.cancel())
+    task.add_done_callback(lambda _: leaving.done())  # asyncio itself keeps no task alive
     server.config.app = lambda: app  # read when the task runs; it is not Ray's that adds a header to each answer
     return task, server
 
@@ -67,8 +67,10 @@ async def leave_when_broken(service: Service, task: Task[None], server: Server) 
 
     Its port closes first: HAProxy then sends elsewhere, where it would send ever more to a replica that fails fast.
     """
-    while service.is_live:  # noqa: ASYNC110 (a device that hangs tells nobody)
+    while service.is_live:
         await asyncio.sleep(WATCH_EVERY_S)
+        if task.done():  # it stops anyway
+            return
     log.error("the device answers no more: this replica ends")
     server.should_exit = True
     await asyncio.wait([task], timeout=LAST_ANSWERS_S)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,19 @@ class Server:
     def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "service")) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        before = set(Path(tempfile.gettempdir()).glob("heed-*"))
         command = [sys.executable, *program, "serve", *arguments, "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.wait_for("ready after")
-        [self.folder] = {*Path(tempfile.gettempdir()).glob("heed-*")} - before or {Path("none")}
+        self.folder = self._folder()
+
+    def _folder(self) -> Path:
+        """The run folder, which its guard was told."""
+        with contextlib.suppress(OSError):  # it has ended
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
+            return next(Path(words[-2].decode()) for words in commands if words[-3].endswith(b"guard.py"))
+        return Path("none")
 
     def wait_for(self, words: str) -> None:
         """Read what it says until it says this, or ends."""

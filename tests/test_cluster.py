@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -17,6 +16,7 @@ from server import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 WITHIN_S = 60.0
@@ -81,7 +81,6 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
 
     async def run() -> None:
         health = []
-        t0=time.monotonic()
         async with load(server, LIGHT, callers=4, pause_s=0.01) as light:
             async with load(server, HEAVY, callers=6) as heavy, aiohttp.ClientSession() as session:
 
@@ -93,11 +92,8 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
 
                 await until(grown)
                 await asyncio.sleep(5)  # until the second answers too
-                print("grown", time.monotonic()-t0)
             await until(lambda: replicas_are(1))
-            print("shrunk", time.monotonic()-t0)
             await asyncio.sleep(1)
-        print(light, heavy)
         assert set(health) == {200}
         assert set(heavy) == {200}
         assert set(light) == {200}
@@ -118,7 +114,6 @@ def test_new_settings_under_load_cost_no_request(server: Server) -> None:
                 return before not in await asyncio.to_thread(server.replicas)
 
             await until(is_gone)
-            print(seen)
             await asyncio.sleep(1)
         assert set(seen) == {200}
         assert seen[200] > 100
@@ -135,7 +130,6 @@ def test_a_replica_whose_device_is_lost_is_replaced(server: Server, broken: Path
     while not server.replicas() or before in server.replicas() or not is_answered(server):
         assert time.monotonic() - started < WITHIN_S
         time.sleep(0.2)
-    print("replaced", time.monotonic()-started)
     assert httpx.get(f"{server.url}/health/ready").status_code == 200
 
 

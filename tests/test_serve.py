@@ -17,13 +17,14 @@ import aiohttp
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 from samples import FILLER, GOOD
 from server import STOP_S, Server
 
 from model.bundle import load_bundle
 from model.device import choose_device
 from service.guard import processes_of
-from service.launch import haproxies
+from service.launch import free_port, haproxies
 from service.predictor import Predictor, Scored
 
 if TYPE_CHECKING:
@@ -175,16 +176,38 @@ def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Ser
     assert server.is_gone(within_s=5)
 
 
+def counted(text: str, name: str) -> float:
+    """Sum of a metric's samples in an exposition."""
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
 def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(bundle_folder: Path) -> None:
-    server = Server(f"mood={bundle_folder}", "--replicas", "2")
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        for _ in range(40):
-            assert client.post("/v1/classify", json={"texts": ["a lovely film", "a dull one"]}).status_code == 200
+    port = free_port()
+    server = Server(f"mood={bundle_folder}", "--replicas", "2", "--metrics-port", str(port))
+
+    async def ask_all() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            body = {"texts": ["a lovely film", "a dull one"]}
+            responses = await asyncio.gather(*(client.post("/v1/classify", json=body) for _ in range(100)))
+            assert {response.status_code for response in responses} == {200}
+
+    asyncio.run(ask_all())
+    for url in (f"{server.url}/metrics", f"http://127.0.0.1:{port}/metrics"):
         for _ in range(4):  # whichever replica answers
-            [line] = [x for x in client.get("/metrics").text.splitlines() if x.startswith("heed_texts_total{")]
-            assert float(line.split()[-1]) == 80
+            text = httpx.get(url).text
+            assert counted(text, "heed_texts_total") == 200
+            assert counted(text, 'heed_requests_total{code="200",route="/v1/classify"') == 100
+    shares = [counted_by(server.folder / "metrics" / f"counter_{pid}.db") for pid in server.replicas()]
+    assert sum(shares) == 200
+    assert min(shares) >= 20  # whichever has less to do is asked next
     server.stop(signal.SIGKILL)
     assert server.is_gone(within_s=10)
+
+
+def counted_by(file: Path) -> float:
+    """Texts that one process has answered."""
+    values = MmapedDict.read_all_values_from_file(file)  # type: ignore[no-untyped-call]
+    return sum(float(value) for key, value, _, _ in values if "heed_texts_total" in key)
 
 
 def test_a_model_of_the_hub_is_downloaded_once_for_all_replicas(hub: Hub) -> None:
