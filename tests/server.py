@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -35,11 +34,10 @@ class Server:
 
     def _folder(self) -> Path:
         """The run folder, which its guard was told."""
-        with contextlib.suppress(OSError):  # it has ended
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
-            return next(Path(words[-2].decode()) for words in commands if words[-3].endswith(b"guard.py"))
-        return Path("none")
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
+        guarded = [words[-2].decode() for words in commands if any(word.endswith(b"guard.py") for word in words)]
+        return Path(guarded[0] if guarded else "none")  # none: it has ended
 
     def wait_for(self, words: str) -> None:
         """Read what it says until it says this, or ends."""
@@ -58,11 +56,15 @@ class Server:
         """Send a signal; the exit code."""
         self.process.send_signal(number)
         code = self.process.wait(STOP_S)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Close its pipes, once it has ended."""
         assert self.process.stdin is not None
         assert self.process.stderr is not None
         self.process.stdin.close()
         self.process.stderr.close()
-        return code
 
     def is_gone(self, within_s: float) -> bool:
         """Whether no process and no folder of it is left."""

@@ -224,8 +224,7 @@ def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: P
     (broken / "config.json").write_text('{"model_type": "gpt2"}')
     server = Server(str(broken))
     assert server.process.wait(STOP_S) == 2
-    assert server.process.stderr is not None
-    server.process.stderr.close()
+    server.close()
     errors = [line for line in server.log if "could not start" in line]
     assert len(errors) == 1
     assert "model_type is not one of bert, " in errors[0]
