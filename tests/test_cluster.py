@@ -101,8 +101,23 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
     asyncio.run(run())
 
 
+def test_overload_is_refused_and_makes_nothing_unhealthy(server: Server) -> None:
+    async def run() -> None:
+        body = {"texts": HEAVY["texts"][:1] * 1000}
+        health = set()
+        async with load(server, body, callers=12) as seen, aiohttp.ClientSession() as session:
+            while seen[429] < 20:
+                for path in ("live", "ready"):
+                    async with session.get(f"{server.url}/health/{path}") as response:
+                        health.add(response.status)
+        assert health == {200}
+        assert set(seen) == {200, 429}
+
+    asyncio.run(run())
+
+
 def test_new_settings_under_load_cost_no_request(server: Server) -> None:
-    [before] = server.replicas()
+    [before] = calm(server)
 
     async def run() -> None:
         async with load(server, LIGHT, callers=64, pause_s=0.1) as seen:
@@ -123,7 +138,7 @@ def test_new_settings_under_load_cost_no_request(server: Server) -> None:
 
 
 def test_a_replica_whose_device_is_lost_is_replaced(server: Server, broken: Path) -> None:
-    [before] = server.replicas()
+    [before] = calm(server)
     broken.write_text(str(before))
     assert server.classify(["a lovely film"]).json()["results"][0]["error"]["code"] == "failed"
     started = time.monotonic()
@@ -131,6 +146,14 @@ def test_a_replica_whose_device_is_lost_is_replaced(server: Server, broken: Path
         assert time.monotonic() - started < WITHIN_S
         time.sleep(0.2)
     assert httpx.get(f"{server.url}/health/ready").status_code == 200
+
+
+def calm(server: Server) -> list[int]:
+    """The replicas, once there is only one left."""
+    end = time.monotonic() + WITHIN_S
+    while len(server.replicas()) > 1 and time.monotonic() < end:
+        time.sleep(0.2)
+    return server.replicas()
 
 
 def is_answered(server: Server) -> bool:
