@@ -194,7 +194,7 @@ def start(folder: Path, settings: Settings) -> None:
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        num_cpus=max(settings.most_replicas, available_cores()),
+        num_cpus=2 * settings.most_replicas,  # one each, and one for its successor; Ray starts a worker ahead for each
         object_store_memory=OBJECT_STORE_BYTES,
         _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
         _temp_dir=str(folder / "ray"),
