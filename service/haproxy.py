@@ -5,7 +5,8 @@ FOLDER holds the answer while no replica is up, and a file STOPPING once nothing
 Ray reloads HAProxy through the same command, so the mends stay. What they mend, in Ray 2.60's template:
   - ports 9101 and 8404 (metrics, statistics) listen on all interfaces and cannot be turned off
   - a log line per request, with its path
-  - idle keep-alive connections hold up a soft stop
+  - idle keep-alive connections hold up a soft stop for 90 s; they are not closed at once, as the process before
+    a reload would then close them under requests that are being sent
   - with no replica up, requests wait in Ray's Python proxy, or get 404, instead of 503 at once
   - no limit on how slowly a client may send its headers
   - headers of a client that Ray obeys or stumbles over
@@ -34,7 +35,7 @@ def mend(text: str, host: str, folder: str) -> str:
     text = re.sub(r"(?ms)^frontend prometheus$.*?(?=^\S|\Z)", "", text)
     text = re.sub(r"(?ms)^listen stats$.*?(?=^\S|\Z)", "", text)
     text = re.sub(r"(?m)^ +(log |option httplog|option log-health|errorfile 50[234] ).*\n", "", text)
-    text = re.sub(r"(?m)^ +option idle-close-on-response\n", "", text)
+    text = re.sub(r"(?m)^( +timeout http-keep-alive ).*$", r"\g<1>5s", text)
     text = re.sub(r"(?m)^ +server .* backup$\n", "", text)
     text = re.sub(r"(?m)^( +bind )127\.0\.0\.1:", rf"\g<1>{host}:", text)
     text = re.sub(r"(?m)^( +http-request )return status 404 .*$", r"\1deny deny_status 503", text)

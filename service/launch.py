@@ -52,6 +52,8 @@ def serve_forever(settings: Settings) -> None:
     Raises CannotServe where the address is taken or a model cannot be loaded.
     """
     check_address(settings.host, settings.port)
+    if settings.metrics_port:
+        check_address(settings.metrics_host, settings.metrics_port)
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
         started = time.monotonic()
@@ -113,6 +115,8 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",  # Ray's own, for the agent that does not run
+        "RAY_worker_niceness": "0",  # else 15: this is what the machine is for
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_command(proxy, settings.host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -123,7 +127,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy has drained before Ray stops
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # until HAProxy has been told that a replica goes
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a HAProxy that died is started again after three
     }
 
@@ -180,15 +184,17 @@ def start(folder: Path, settings: Settings) -> None:
     import ray
     from ray import serve
 
+    from service import ray_node
     from service.app import application
 
+    ray_node.install()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        num_cpus=max(settings.replicas, available_cores()),
+        num_cpus=2 * settings.most_replicas,  # one each, and one for its successor; Ray starts a worker ahead for each
         object_store_memory=OBJECT_STORE_BYTES,
         _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
         _temp_dir=str(folder / "ray"),
@@ -206,10 +212,10 @@ def start(folder: Path, settings: Settings) -> None:
 
 def shared_out(settings: Settings, num_gpus: float) -> Settings:
     """All replicas are on this machine: each gets its share of the cores and GPUs, unless told otherwise."""
-    threads = settings.compute_threads or max(1, available_cores() // settings.replicas)
+    threads = settings.compute_threads or max(1, available_cores() // settings.most_replicas)
     gpus = settings.gpus_per_replica
     if settings.device != "cpu" and not gpus:
-        gpus = gpu_share(settings.replicas, num_gpus)
+        gpus = gpu_share(settings.most_replicas, num_gpus)
     return settings.model_copy(update={"compute_threads": threads, "gpus_per_replica": gpus})
 
 

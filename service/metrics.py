@@ -1,8 +1,6 @@
-"""Every metric, and the one exporter.
+"""Every metric. Seconds, tokens, bytes and ratios; label sets are closed, and no user's text is ever in one.
 
-Replica processes of a node share memory-mapped files in PROMETHEUS_MULTIPROC_DIR (prometheus-client's
-multiprocess mode), so that any of them answers /metrics for all. Seconds, tokens and ratios; label sets
-are closed, and no user's text is ever in one.
+Replica processes of a node share files in PROMETHEUS_MULTIPROC_DIR; service/exporter.py answers for all of them.
 """
 
 from __future__ import annotations
@@ -12,15 +10,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 
 from service.errors import ServiceError, where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from prometheus_client import Metric
+    from collections.abc import Sequence
 
     from service.answers import TextAnswer
     from service.batching import PassFigures
@@ -57,6 +52,8 @@ QUEUE_TEXTS = Gauge("heed_queue_texts", "Texts that wait.", multiprocess_mode="l
 QUEUE_TOKENS = Gauge("heed_queue_tokens", "Tokens that wait.", multiprocess_mode="livesum")
 QUEUE_OLDEST = Gauge("heed_queue_oldest_seconds", "Wait of the oldest text.", multiprocess_mode="livemax")
 BUSY = Gauge("heed_busy_ratio", "Share of the last moments spent in forward passes.", multiprocess_mode="livemax")
+STARTED = Gauge("heed_replica_start_time_seconds", "When the process started.", multiprocess_mode="liveall")
+RESIDENT = Gauge("heed_replica_resident_bytes", "Memory of the process.", multiprocess_mode="liveall")
 MODEL_INFO = Gauge(
     "heed_model_info", "1 for the version that answers to each name.", ["model", "version"], multiprocess_mode="livemax"
 )
@@ -93,6 +90,14 @@ class ModelMetrics:
             self._confidence.observe(confidence)
 
 
+STARTED.set_to_current_time()
+
+
+def observe_process() -> None:
+    """Read what the kernel says of this process."""
+    RESIDENT.set(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
+
+
 def observe_pass(figures: PassFigures, computed_tokens: int) -> None:
     """Hear of a finished pass, in which so many tokens were computed, padding included."""
     if figures.error is not None:
@@ -111,28 +116,3 @@ def observe_explanation(figures: PassFigures) -> None:
     if figures.error is not None:
         log.error("an explanation failed: %s", where(figures.error))
     EXPLAIN_SECONDS.observe(figures.forward_s)
-
-
-class Exposed:
-    """What a collector says, without the versions that are gone: multiprocess mode has no way to remove a gauge."""
-
-    def __init__(self, source: CollectorRegistry | MultiProcessCollector) -> None:
-        self._source = source
-
-    def collect(self) -> Iterator[Metric]:
-        """Every metric, as the exposition asks for them."""
-        for metric in self._source.collect():
-            if metric.name == MODEL_INFO._name:
-                metric.samples = [sample for sample in metric.samples if sample.value]
-            yield metric
-
-
-def exposition() -> bytes:
-    """Prometheus text of all replica processes of this node."""
-    if not SHARED:
-        return generate_latest(Exposed(REGISTRY))
-    for file in Path(SHARED).glob("gauge_live*_*.db"):  # a replica that died waits for nothing any more
-        pid = file.stem.rpartition("_")[2]
-        if not Path(f"/proc/{pid}").exists():
-            file.unlink(missing_ok=True)
-    return generate_latest(Exposed(MultiProcessCollector(CollectorRegistry())))  # type: ignore[no-untyped-call]

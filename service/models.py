@@ -199,6 +199,10 @@ class Models:
         """Seconds that the device has computed, since the start."""
         return self._compute.turns.busy_s()
 
+    def wait_s(self) -> float:
+        """Predicted wait of a text that arrives now, in seconds."""
+        return self._compute.turns.wait_s(0.0)
+
     async def drain(self) -> None:
         """Answer what was accepted."""
         await asyncio.gather(*(model.drain() for model in self), *self._leaving)

@@ -20,8 +20,10 @@ from starlette.staticfiles import StaticFiles
 
 from service import metrics
 from service.answering import answer
+from service.autoscaling import Load
 from service.errors import NotReady
 from service.explaining import asked_label
+from service.exporter import MEDIA_TYPE, exposition
 from service.following import Following
 from service.http import Patience, as_json, counted, not_a_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
@@ -66,6 +68,7 @@ class Service:
         self._request_model = request_model(settings)
         self._openapi = openapi(self._request_model)
         self._is_draining = False
+        self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
     @property
     def is_live(self) -> bool:
@@ -170,11 +173,11 @@ class Service:
     async def metrics(self, http: Request) -> Response:
         """GET /metrics."""
         self.set_gauges()
-        text = await asyncio.to_thread(metrics.exposition)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await asyncio.to_thread(exposition), media_type=MEDIA_TYPE)
 
     def set_gauges(self) -> None:
-        """What waits, right now."""
+        """What waits and what is held, right now."""
+        metrics.observe_process()
         batchers = [model.batcher for model in self.models]
         metrics.QUEUE_TEXTS.set(sum(b.queue_texts for b in batchers))
         metrics.QUEUE_TOKENS.set(sum(b.queue_tokens for b in batchers))
@@ -188,7 +191,12 @@ class Service:
             await asyncio.sleep(GAUGES_EVERY_S)
             busy_before, before = busy_s, at
             busy_s, at = self.models.busy_s(), time.perf_counter()
-            metrics.BUSY.set(min(1.0, (busy_s - busy_before) / (at - before)))
+            self._busy = min(1.0, (busy_s - busy_before) / (at - before))
+            metrics.BUSY.set(self._busy)
+
+    def load(self) -> Load:
+        """What this replica has to do, for autoscaling."""
+        return Load(self._busy, self.models.wait_s())
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:

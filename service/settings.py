@@ -90,6 +90,15 @@ class Settings(BaseSettings):
         Field(description="of weights and activations; auto: the fastest that costs no accuracy"),
     ] = "auto"
     replicas: Annotated[Positive, Field(description="processes that answer, each with its own models")] = 1
+    max_replicas: Annotated[
+        Positive | None, Field(description="as many replicas when texts wait; default: as many as always")
+    ] = None
+    scale_up_wait_s: Annotated[
+        float, Field(gt=0, description="predicted wait of a text over which a replica is added, in seconds")
+    ] = 0.25
+    scale_down_after_s: Annotated[
+        float, Field(ge=0, description="seconds that fewer replicas must have been enough before one is taken away")
+    ] = 120.0
     gpus_per_replica: Annotated[
         float, Field(ge=0, description="GPUs that Ray reserves for a replica; 0: those of the machine, shared evenly")
     ] = 0.0
@@ -112,9 +121,18 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="seconds between looks at the registry of a model that is followed")
     ] = 10.0
     timeout_ms: Annotated[Positive, Field(description="deadline of a request that names none, in ms")] = 30_000
+    metrics_port: Annotated[
+        int, Field(ge=0, le=65535, description="port of /metrics alone, on each node for its own replicas; 0: none")
+    ] = 0
+    metrics_host: Annotated[str, Field(description="address of metrics_port")] = "127.0.0.1"
     drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
         30.0
     )
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be at a time."""
+        return self.max_replicas or self.replicas
 
     @field_validator("models", mode="before")
     @classmethod
@@ -128,6 +146,10 @@ class Settings(BaseSettings):
                 f"max_queue_tokens would keep every pass below max_batch_tokens={self.max_batch_tokens}: "
                 f"raise it from {self.max_queue_tokens}"
             )
+        if self.max_replicas and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas is less than replicas={self.replicas}, raise it: {self.max_replicas}")
+        if self.metrics_port == self.port and self.metrics_host == self.host:
+            raise ValueError(f"metrics_port is the port of the service too, choose another: {self.metrics_port}")
         if self.device == "cpu" and self.precision == "fp16":
             raise ValueError("precision fp16 is for GPUs: use --precision bf16 or fp32 on a cpu")
         return self

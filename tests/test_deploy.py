@@ -80,7 +80,7 @@ def test_the_application_is_the_services_and_its_args_are_settings(serve_config:
 
 def test_every_replica_finds_a_worker(spec: dict[str, Any], serve_config: dict[str, Any]) -> None:
     [application], [workers] = serve_config["applications"], spec["rayClusterConfig"]["workerGroupSpecs"]
-    assert application["deployments"] == [{"name": "heed", "max_replicas_per_node": 1}]
+    assert application["deployments"] == [{"name": "heed", "max_replicas_per_node": 1, "max_surge_percent": 0}]
     assert application["args"]["replicas"] == workers["minReplicas"] == workers["replicas"]
     [container] = workers["template"]["spec"]["containers"]
     assert application["args"]["compute_threads"] < int(container["resources"]["limits"]["cpu"])

@@ -17,6 +17,7 @@ from model.device import choose_device
 from model.location import RegistryEntry
 from model.registry import RegisteredModel
 from service import metrics
+from service.exporter import exposition
 from service.following import Failure, Following, failed_again, is_due
 from service.models import Models
 from service.predict import predict_texts
@@ -153,7 +154,7 @@ def test_the_version_before_answers_by_its_name_and_comes_back_at_once(
             assert info["versions"] == [first, second]
             assert served.models.find("mood") is before
             assert counted(metrics.MODEL_LOADS, "mood", "loaded") == loads
-            said = [x for x in metrics.exposition().decode().splitlines() if x.startswith("heed_model_info{")]
+            said = [x for x in exposition().decode().splitlines() if x.startswith("heed_model_info{")]
             assert [x for x in said if 'model="mood"' in x] == [
                 f'heed_model_info{{model="mood",version="{first}"}} 1.0'
             ]

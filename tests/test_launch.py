@@ -20,7 +20,7 @@ TEMPLATE = """global
 defaults
     mode http
     option httplog
-    option idle-close-on-response
+    timeout http-keep-alive 90s
     errorfile 503 /theirs
 frontend prometheus
     bind *:9101
@@ -46,6 +46,7 @@ def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None
     assert "log " not in text
     assert "httplog" not in text
     assert "backup" not in text
+    assert "timeout http-keep-alive 5s" in text
     assert "errorfile 503 /ours/503.http" in text
     assert "status 404" not in text
     assert "bind 127.0.0.1:8000\n    http-request del-header x-request-timeout-seconds\n" in text
@@ -62,7 +63,14 @@ def test_the_template_of_the_installed_ray_still_has_what_is_mended() -> None:
     from ray.serve._private import haproxy_templates
 
     template = Path(haproxy_templates.__file__).read_text()
-    for expected in ("frontend prometheus", "listen stats", "idle-close-on-response", " backup", "return status 404"):
+    for expected in (
+        "frontend prometheus",
+        "listen stats",
+        "timeout http-keep-alive ",
+        "idle-close-on-response",
+        " backup",
+        "return status 404",
+    ):
         assert expected in template
 
 

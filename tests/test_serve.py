@@ -9,9 +9,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +17,9 @@ import aiohttp
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 from samples import FILLER, GOOD
+from server import STOP_S, Server
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -37,46 +36,7 @@ if TYPE_CHECKING:
     from service.errors import ServiceError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-STOP_S = 60
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # as /proc has them
-
-
-class Server:
-    """`heed serve` in a process of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        before = set(Path(tempfile.gettempdir()).glob("heed-*"))
-        command = [sys.executable, "-m", "service", "serve", *arguments, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if "ready after" in line:
-                break
-        [self.folder] = {*Path(tempfile.gettempdir()).glob("heed-*")} - before or {Path("none")}
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(STOP_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
-
-    def is_gone(self, within_s: float) -> bool:
-        """Whether no process and no folder of it is left."""
-        end = time.monotonic() + within_s
-        while time.monotonic() < end:
-            if not processes_of(str(self.folder)) and not self.folder.exists():
-                return True
-            time.sleep(0.1)
-        return False
-
-    def classify(self, texts: list[str], **fields: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/classify", json={"texts": texts, **fields}, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -217,16 +177,38 @@ def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Ser
     assert server.is_gone(within_s=5)
 
 
+def counted(text: str, name: str) -> float:
+    """Sum of a metric's samples in an exposition."""
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
 def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(bundle_folder: Path) -> None:
-    server = Server(f"mood={bundle_folder}", "--replicas", "2")
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        for _ in range(40):
-            assert client.post("/v1/classify", json={"texts": ["a lovely film", "a dull one"]}).status_code == 200
+    port = free_port()
+    server = Server(f"mood={bundle_folder}", "--replicas", "2", "--metrics-port", str(port))
+
+    async def ask_all() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            body = {"texts": ["a lovely film", "a dull one"]}
+            responses = await asyncio.gather(*(client.post("/v1/classify", json=body) for _ in range(100)))
+            assert {response.status_code for response in responses} == {200}
+
+    asyncio.run(ask_all())
+    for url in (f"{server.url}/metrics", f"http://127.0.0.1:{port}/metrics"):
         for _ in range(4):  # whichever replica answers
-            [line] = [x for x in client.get("/metrics").text.splitlines() if x.startswith("heed_texts_total{")]
-            assert float(line.split()[-1]) == 80
+            text = httpx.get(url).text
+            assert counted(text, "heed_texts_total") == 200
+            assert counted(text, 'heed_requests_total{code="200",route="/v1/classify"') == 100
+    shares = [counted_by(server.folder / "metrics" / f"counter_{pid}.db") for pid in server.replicas()]
+    assert sum(shares) == 200
+    assert min(shares) >= 20  # whichever has less to do is asked next
     server.stop(signal.SIGKILL)
     assert server.is_gone(within_s=10)
+
+
+def counted_by(file: Path) -> float:
+    """Texts that one process has answered."""
+    values = MmapedDict.read_all_values_from_file(file)  # type: ignore[no-untyped-call]
+    return sum(float(value) for key, value, _, _ in values if "heed_texts_total" in key)
 
 
 def test_a_model_of_the_hub_is_downloaded_once_for_all_replicas(hub: Hub) -> None:
@@ -243,8 +225,7 @@ def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: P
     (broken / "config.json").write_text('{"model_type": "gpt2"}')
     server = Server(str(broken))
     assert server.process.wait(STOP_S) == 2
-    assert server.process.stderr is not None
-    server.process.stderr.close()
+    server.close()
     errors = [line for line in server.log if "could not start" in line]
     assert len(errors) == 1
     assert "model_type is not one of bert, " in errors[0]

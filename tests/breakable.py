@@ -1,0 +1,61 @@
+"""`heed serve` with a device that breaks on demand, and new settings on demand. Run by test_cluster.py, as a script.
+
+The device of the process whose id stands in the file BROKEN is lost for good. A line of stdin is settings to change,
+as JSON: they are deployed anew, as `serve deploy` does it in a cluster. Ray is imported when its environment is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service import cli, launch
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+_start = launch.start
+
+
+def start(folder: Path, settings: Settings) -> None:
+    """Start with replicas whose forward pass looks at the file first, then listen to stdin."""
+    from service import app
+
+    class Breakable(app.Replica):
+        def __init__(self, settings: dict[str, Any]) -> None:
+            from model.forward import Forward
+
+            compute = Forward.__call__
+
+            def lost_or_not(forward: Forward, *args: Any, **options: Any) -> Any:
+                if Path(os.environ["BROKEN"]).read_text() == str(os.getpid()):
+                    raise RuntimeError("the device is lost")
+                return compute(forward, *args, **options)
+
+            Forward.__call__ = lost_or_not  # type: ignore[method-assign, assignment]
+            super().__init__(settings)
+
+    app.Replica = Breakable  # type: ignore[misc]
+    _start(folder, settings)
+    threading.Thread(target=redeploy, args=(settings,), daemon=True).start()
+
+
+def redeploy(settings: Settings) -> None:
+    """Deploy with the settings of each line."""
+    from ray import serve
+
+    from service.app import application
+
+    for line in sys.stdin:
+        changed = launch.shared_out(settings.model_copy(update=json.loads(line)), num_gpus=0)
+        serve.run(application(changed), name="heed", route_prefix="/")
+        launch.say("deployed anew")
+
+
+if __name__ == "__main__":
+    launch.start = start
+    sys.exit(cli.main())
