@@ -2,19 +2,16 @@
 
 Threads of their own, because each thread that computes brings its own team of OpenMP threads, and teams fight for
 the cores. On a CPU one worker a core, each with one thread of its own, is faster than one pass over all cores: no
-core waits for another (benchmarks/RESULTS.md). Where cores share what computes, as two hardware threads share a
-matrix unit, one worker does: side by side, passes would only take longer each. A GPU has one worker, which launches,
-and one that waits for the results, so that the next pass is on the device before the present one ends.
-Called by service/models.py.
+core waits for another (benchmarks/RESULTS.md). A GPU has one worker, which launches, and one that waits for the
+results, so that the next pass is on the device before the present one ends. Called by service/models.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -29,11 +26,8 @@ if TYPE_CHECKING:
     from service.predictor import Predictor, Scored
 
 Result = TypeVar("Result")
-log = logging.getLogger("heed")
 
 MAX_WORKERS = 4  # more would wait for the interpreter's lock; the cores beyond are threads of theirs
-WORTHWHILE = 1.25  # of the rate of one worker, for several at once
-TIMES = 8  # the best of which counts: others use the machine too
 STEP_SHARE = 0.1  # of a worker, at most, for explanations while classification waits
 
 
@@ -94,21 +88,6 @@ class Compute:
     def call(self, function: Callable[[], Result]) -> Result:
         """function(), there, for a caller that may wait."""
         return self._executor.submit(function).result()
-
-    def settle(self, run: Callable[[], object]) -> None:
-        """Time a pass alone and in all workers at once; where the latter gains too little, passes go one by one."""
-        if self.workers == 1:
-            return
-        alone_s, together_s = (min(self._seconds(n, run) for _ in range(TIMES)) for n in (1, self.workers))
-        if self.workers * alone_s < WORTHWHILE * together_s:
-            self.turns.at_once = 1
-            log.info("passes run one by one: %d at once take %.1f times as long", self.workers, together_s / alone_s)
-
-    def _seconds(self, workers: int, run: Callable[[], object]) -> float:
-        """From the first of so many at once to the last."""
-        start = time.perf_counter()
-        wait([self._executor.submit(run) for _ in range(workers)])
-        return time.perf_counter() - start
 
     def close(self) -> None:
         """Let the threads end after their present work."""

@@ -237,9 +237,12 @@ def drain(folder: Path, patience_s: float) -> None:
     """HAProxy accepts nothing more, answers what it has accepted, and ends; wait for it so long."""
     end = time.monotonic() + patience_s
     (folder / "proxy" / STOPPING).touch()  # else Ray would start it again
-    for pid in haproxies(folder):
-        os.kill(pid, signal.SIGUSR1)  # HAProxy's soft stop
-    while haproxies(folder) and time.monotonic() < end:
+    told: set[int] = set()
+    while (running := set(haproxies(folder))) and time.monotonic() < end:
+        for pid in running - told:  # again and again: Ray may have been replacing it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)  # HAProxy's soft stop
+        told |= running
         time.sleep(0.05)
 
 

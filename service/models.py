@@ -117,8 +117,6 @@ class Models:
         self.specs, self._settings = specs, settings
         self._served = {spec.name: [self._load_warm(spec)] for spec in specs}  # newest first
         self._leaving: set[asyncio.Task[None]] = set()
-        first = next(iter(self)).predictor
-        self._compute.settle(partial(first, first.sample_pass()))
 
     def _load_warm(self, spec: Spec) -> ServedModel:
         start = time.monotonic()

@@ -109,20 +109,17 @@ class Predictor:
         for _ in self._forward.warm_up_steps(self.known_row):
             yield None
         measured = []
-        for shape in MEASURED if cost is None else ():
-            rows = self.sample_pass(*shape)
+        for num_rows, tokens in MEASURED if cost is None else ():
+            row = Row(list(islice(cycle(self.known_row.ids), min(tokens, self.bundle.max_tokens))))
+            rows = [row] * num_rows
             seconds = []
             for _ in range(MEASURED_TIMES):
                 seconds.append(self._seconds(rows))
                 yield None
-            measured.append((len(rows), sum(row.tokens for row in rows), min(seconds)))
+            measured.append((num_rows, num_rows * row.tokens, min(seconds)))
             if min(seconds) > MEASURED_S:
                 break
         yield cost or fit_cost(measured)
-
-    def sample_pass(self, rows: int = 16, tokens: int = 32) -> list[Row]:
-        """So many rows of so many tokens each, or of as many as the model reads."""
-        return [Row(list(islice(cycle(self.known_row.ids), min(tokens, self.bundle.max_tokens))))] * rows
 
     def costs_like(self, other: Predictor) -> bool:
         """Whether passes cost the same: only the weights may differ."""
