@@ -29,14 +29,14 @@ def start(folder: Path, settings: Settings) -> None:
         def __init__(self, settings: dict[str, Any]) -> None:
             from model.forward import Forward
 
-            compute = Forward.__call__
+            compute = Forward.launch
 
             def lost_or_not(forward: Forward, *args: Any, **options: Any) -> Any:
                 if Path(os.environ["BROKEN"]).read_text() == str(os.getpid()):
                     raise RuntimeError("the device is lost")
                 return compute(forward, *args, **options)
 
-            Forward.__call__ = lost_or_not  # type: ignore[method-assign, assignment]
+            Forward.launch = lost_or_not  # type: ignore[method-assign, assignment]
             super().__init__(settings)
 
     app.Replica = Breakable  # type: ignore[misc]

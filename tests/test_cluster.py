@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import httpx
 import pytest
+from samples import GOOD, sentence
 from server import Server
 
 if TYPE_CHECKING:
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 WITHIN_S = 60.0
-HEAVY = {"texts": ["a film about a dog " * 10] * 400}
-LIGHT = {"texts": ["a lovely film"]}
+rng = random.Random(0)
+
+
+def texts(number: int, words: int) -> dict[str, object]:
+    """A request of so many texts that nobody else sends: equal ones would be computed once."""
+    return {"texts": [sentence(rng, GOOD, words) for _ in range(number)]}
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +49,16 @@ def server(bundle_folder: Path, broken: Path) -> Iterator[Server]:
 
 
 @contextlib.asynccontextmanager
-async def load(server: Server, body: object, callers: int, pause_s: float = 0.0) -> AsyncIterator[Counter[object]]:
+async def load(
+    server: Server, callers: int, number: int = 1, words: int = 5, pause_s: float = 0.0
+) -> AsyncIterator[Counter[object]]:
     """Callers that ask again and again, without retries; what they get, and how often."""
     seen: Counter[object] = Counter()
 
     async def ask(session: aiohttp.ClientSession) -> None:
         while True:
             try:
-                async with session.post(f"{server.url}/v1/classify", json=body) as response:
+                async with session.post(f"{server.url}/v1/classify", json=texts(number, words)) as response:
                     await response.read()
                     seen[response.status] += 1
             except aiohttp.ClientError as error:
@@ -81,8 +89,8 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
 
     async def run() -> None:
         health = []
-        async with load(server, LIGHT, callers=4, pause_s=0.01) as light:
-            async with load(server, HEAVY, callers=6) as heavy, aiohttp.ClientSession() as session:
+        async with load(server, callers=4, pause_s=0.01) as light:
+            async with load(server, callers=6, number=400, words=40) as heavy, aiohttp.ClientSession() as session:
 
                 async def grown() -> bool:
                     for path in ("live", "ready"):
@@ -103,9 +111,8 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
 
 def test_overload_is_refused_and_makes_nothing_unhealthy(server: Server) -> None:
     async def run() -> None:
-        body = {"texts": HEAVY["texts"][:1] * 1000}
         health = set()
-        async with load(server, body, callers=12) as seen, aiohttp.ClientSession() as session:
+        async with load(server, callers=12, number=1000, words=40) as seen, aiohttp.ClientSession() as session:
             while seen[429] < 20:
                 for path in ("live", "ready"):
                     async with session.get(f"{server.url}/health/{path}") as response:
@@ -120,7 +127,7 @@ def test_new_settings_under_load_cost_no_request(server: Server) -> None:
     [before] = calm(server)
 
     async def run() -> None:
-        async with load(server, LIGHT, callers=64, pause_s=0.1) as seen:
+        async with load(server, callers=64, words=2, pause_s=0.1) as seen:
             assert server.process.stdin is not None
             print(json.dumps({"max_text_chars": 30}), file=server.process.stdin, flush=True)
             await asyncio.to_thread(server.wait_for, "deployed anew")
