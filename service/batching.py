@@ -40,7 +40,7 @@ class Sized(Protocol):
 
 PLANNED_ITEMS = 4096  # at the head of the queue: planning stays a matter of milliseconds
 AGED_S = 0.5  # no text is overtaken by younger ones of its kind for longer
-PREDICTED_WELL = 0.75  # of a deadline: what is admitted to answer later than that may miss it
+PREDICTED_WELL = 0.5  # of a deadline: what is predicted to take longer may miss it (benchmarks/RESULTS.md)
 UNKNOWN_COST = Cost(0.0, 0.0, 1e-4)  # until it is measured; the pace mends it
 
 Item = TypeVar("Item", bound=Sized)

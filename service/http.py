@@ -47,11 +47,13 @@ def counted(route: str, handler: Handler) -> Handler:
             log.error("%s failed: %s", route, where(error))
             response = refusal(ServiceError())
         response.headers["x-request-id"] = http.state.request_id
+        seconds_taken = time.perf_counter() - started
+        response.headers.setdefault("server-timing", f"total;dur={seconds_taken * 1000:.3f}")
         status = response.status_code
         if status not in counts:
             counts[status] = metrics.REQUESTS.labels(route, str(status))
         counts[status].inc()
-        seconds.observe(time.perf_counter() - started)
+        seconds.observe(seconds_taken)
         return response
 
     return answer

@@ -364,8 +364,8 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_one_that_can_is_no
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded) as refused:
             await queue.submit([Item(8, 100)], within_s=4)
-        assert refused.value.headers["Retry-After"] == "3"  # 6 s, where three quarters of 4 s are promised
-        accepted.append(asyncio.create_task(queue.submit([Item(9, 100)], within_s=9)))
+        assert refused.value.headers["Retry-After"] == "4"  # 6 s, where half of 4 s are promised
+        accepted.append(asyncio.create_task(queue.submit([Item(9, 100)], within_s=14)))
         await asyncio.sleep(0.01)
         device.free.set()
         await asyncio.gather(*accepted)
