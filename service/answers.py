@@ -1,7 +1,7 @@
 """Texts -> the rows that are read for them; results of the rows -> one answer per text. The pass lies between.
 
 Here on_long comes true: a text that is too long is cut, refused, or read in windows and pooled. Pure functions,
-called by service/routes.py (through service/models.py) and service/predict.py.
+called by service/tokenizing.py, answering.py and predict.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 submit() admits a request by the time that it would take, queues its texts and waits for their results. When a pass
 may start is decided in service/turns.py, what is in it in service/planning.py.
-Made by service/models.py and explaining.py, called by service/routes.py.
+Made by service/models.py and explaining.py, called by service/answering.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from service.errors import Failed, NotReady, Overloaded, ServiceError
@@ -38,9 +37,11 @@ class Sized(Protocol):
         ...
 
 
+LOOKED_AT = 2  # full passes, at the head of the queue, from which one is filled that runs by age
 PLANNED_ITEMS = 4096  # at the head of the queue: planning stays a matter of milliseconds
 AGED_S = 0.5  # no text is overtaken by younger ones of its kind for longer
 PREDICTED_WELL = 0.5  # of a deadline: what is predicted to take longer may miss it (benchmarks/RESULTS.md)
+NOTHING_S = 1e-9  # what is left of sums of floats
 UNKNOWN_COST = Cost(0.0, 0.0, 1e-4)  # until it is measured; the pace mends it
 
 Item = TypeVar("Item", bound=Sized)
@@ -124,12 +125,28 @@ class Batcher(Generic[Item, Result]):
         self._is_asked = self._is_draining = False
         self._is_empty = asyncio.Event()
         self._is_empty.set()
-        self.queue_texts = self.queue_tokens = 0  # waiting, not yet in a pass
+        self.queue_texts = 0  # waiting, not yet in a pass
+        self._tokens = {False: 0, True: 0}  # of those, by is_bulk
+        self.backlog_s = {False: 0.0, True: 0.0}  # cost of what waits or runs, by is_bulk
+        turns.join(self)
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._tokens[False] + self._tokens[True]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a pass of what waits could not grow."""
+        return max(self._tokens.values()) >= self.max_batch_tokens
 
     def oldest_s(self) -> float:
         """How long the oldest waiting item has waited, in seconds."""
         now = self._clock()
-        return now - min((work.since for line in self._lines.values() for work in islice(line, 1)), default=now)
+        since = (
+            work.since for key, line in self._lines.items() for work in line if work.is_waiting and work.is_bulk == key
+        )
+        return now - min(since, default=now)
 
     async def submit(
         self, items: Sequence[Item], *, within_s: float = math.inf, is_bulk: bool = False
@@ -163,9 +180,9 @@ class Batcher(Generic[Item, Result]):
         """
         if self._is_draining:
             raise NotReady("the server is stopping")
-        if not self._turns.backlog_s[False] and not self._turns.backlog_s[True]:
+        if self._turns.is_idle:
             return
-        late_s = self._turns.wait_s(self._cost_s(tokens, rows), is_bulk=is_bulk) - PREDICTED_WELL * within_s
+        late_s = self._turns.wait_s(self, self._cost_s(tokens, rows), is_bulk=is_bulk) - PREDICTED_WELL * within_s
         surplus = self.queue_tokens + tokens - self._max_queue_tokens
         if surplus > 0 and self.queue_tokens:
             late_s = max(late_s, self._turns.pace * self._cost_s(surplus, 0) / self._turns.at_once)
@@ -184,13 +201,15 @@ class Batcher(Generic[Item, Result]):
             self._works[item.key] = work
             self._lines[is_bulk].append(work)
             self._is_empty.clear()
-            self._turns.backlog_s[is_bulk] += work.cost_s
+            self.backlog_s[is_bulk] += work.cost_s
             self.queue_texts += 1
-            self.queue_tokens += item.tokens
+            self._tokens[is_bulk] += item.tokens
         elif work.is_waiting and work.is_bulk and not is_bulk:
-            self._turns.backlog_s[True] -= work.cost_s
-            self._turns.backlog_s[False] += work.cost_s
+            self._relieve(work)
+            self._tokens[True] -= item.tokens
             work.is_bulk = False
+            self._tokens[False] += item.tokens
+            self.backlog_s[False] += work.cost_s
             self._lines[False].append(work)  # and passed over where it stood
         work.callers.append((request, index))
         return work
@@ -207,40 +226,43 @@ class Batcher(Generic[Item, Result]):
         """It waits no longer: it is in a pass, or nobody wants it."""
         work.is_waiting = False
         self.queue_texts -= 1
-        self.queue_tokens -= work.item.tokens
+        self._tokens[work.is_bulk] -= work.item.tokens
 
     def _close(self, work: _Work[Item, Result]) -> None:
         """It neither waits nor runs."""
-        self._turns.relieve(work.cost_s, is_bulk=work.is_bulk)
+        self._relieve(work)
         del self._works[work.item.key]
         if not self._works:
             self._is_empty.set()
+
+    def _relieve(self, work: _Work[Item, Result]) -> None:
+        left = self.backlog_s[work.is_bulk] - work.cost_s
+        self.backlog_s[work.is_bulk] = left if left > NOTHING_S else 0.0
 
     def _ask(self) -> None:
         self._is_asked = False
         if self.queue_texts:
             self._turns.ask(self)
 
-    def start_pass(self, *, must_be_full: bool) -> bool:
-        """Start a pass of what waits; returns whether there is one. Called by Turns."""
-        if not self.queue_texts or (must_be_full and self.queue_tokens < self.max_batch_tokens):
-            return False
+    def start_pass(self) -> None:
+        """Start a pass of what waits. Called by Turns, while something does."""
         self._started += 1
         is_bulk = self._started % BULK_TURN == 0
         chosen = self._take(is_bulk) or self._take(not is_bulk)
         task = asyncio.create_task(self._pass(chosen, self._turns.begin()))
         self._passes.add(task)
         task.add_done_callback(self._passes.discard)
-        return True
 
     def _take(self, is_bulk: bool) -> list[_Work[Item, Result]]:
         """Remove the next pass from the head of a line."""
         line = self._lines[is_bulk]
         head: list[_Work[Item, Result]] = []
-        while line and len(head) < PLANNED_ITEMS:
+        tokens, looked_at = 0, math.inf if self._is_padded else LOOKED_AT * self.max_batch_tokens
+        while line and len(head) < PLANNED_ITEMS and tokens < looked_at:
             work = line.popleft()
             if work.is_waiting and work.is_bulk == is_bulk:
                 head.append(work)
+                tokens += work.item.tokens
         aged = self._clock() - AGED_S
         plan = plan_pass(
             [work.item.tokens for work in head],
@@ -289,3 +311,7 @@ class Batcher(Generic[Item, Result]):
         self._is_draining = True
         await self._is_empty.wait()
         await asyncio.gather(*self._passes)
+
+    def close(self) -> None:
+        """Leave the device: nothing comes any more."""
+        self._turns.leave(self)

@@ -1,6 +1,6 @@
 """The latest answers of a model by text, for services that are asked the same things again.
 
-Off unless `cache_texts` is set: it keeps users' texts in memory. A version has its own. Called by service/routes.py.
+Off unless `cache_texts` is set: it keeps users' texts in memory. A version has its own. Called by service/answering.py.
 """
 
 from __future__ import annotations

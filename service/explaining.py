@@ -88,6 +88,7 @@ class Explainer:
         answers: Sequence[TextAnswer],
         spans: Sequence[Sequence[Span | None]],
         label: int | None,
+        within_s: float = math.inf,
     ) -> list[Explained | ServiceError | None]:
         """Why each text, read in one row, has the label or the one that won; None where the answer is an error."""
         jobs: dict[int, Job] = {}
@@ -98,14 +99,14 @@ class Explainer:
                 baseline = masked(row, row_spans, self._predictor.bundle.tokenizer)
                 jobs[i] = Job(row, baseline, winner if label is None else label)
         explained: list[Explained | ServiceError | None] = [None] * len(answers)
-        for (i, job), result in zip(jobs.items(), await self._submit(list(jobs.values())), strict=True):
+        for (i, job), result in zip(jobs.items(), await self._submit(list(jobs.values()), within_s), strict=True):
             explained[i] = result if isinstance(result, ServiceError) else Explained(job.label, spans[i], result)
         return explained
 
-    async def _submit(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
+    async def _submit(self, jobs: Sequence[Job], within_s: float) -> list[Attribution | ServiceError]:
         """Wait for every job, in order. A caller that is cancelled costs no further step."""
         try:
-            return [answer.result for answer in await self.batcher.submit(jobs)]
+            return [answer.result for answer in await self.batcher.submit(jobs, within_s=within_s)]
         finally:
             for job in jobs:
                 job.is_wanted = False

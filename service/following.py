@@ -48,11 +48,12 @@ class Failure:
 
 @dataclass
 class Followed:
-    """A model that is followed, and what went wrong last; None once it is what its alias names."""
+    """A model that is followed, and what is wrong: None once it is what its alias names."""
 
     name: str
     entry: RegistryEntry
-    failure: Failure | None = None
+    failure: Failure | None = None  # of the version that the alias names
+    unreadable: Failure | None = None  # the registry
 
     def __str__(self) -> str:
         return f"{self.entry.name}@{self.entry.wanted}"
@@ -127,10 +128,11 @@ class Following:
             version = await self._in_thread(lambda: followed.entry.model.version(followed.entry.wanted))
         except Exception as error:
             metrics.REGISTRY_POLLS.labels(followed.name, "failed").inc()
-            if followed.failure is None or followed.failure.version is not None:
+            if followed.unreadable is None:
                 log.warning("the registry cannot be read, %s stays as it is: %s", followed.name, told(error))
-                followed.failure = Failure(None, type(error).__name__, now())
+                followed.unreadable = Failure(None, type(error).__name__, now())
             return None
+        followed.unreadable = None
         metrics.REGISTRY_POLLS.labels(followed.name, "read").inc()
         return version
 

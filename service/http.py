@@ -84,8 +84,9 @@ class Patience:
     the batcher.
     """
 
-    def __init__(self, http: Request, timeout_ms: int) -> None:
+    def __init__(self, http: Request, timeout_ms: int, spent_s: float) -> None:
         self._http, self._timeout_ms = http, timeout_ms
+        self._left_s = max(0.0, timeout_ms / 1000 - spent_s)
         self._loop = asyncio.get_running_loop()
         self._watcher: asyncio.Task[None] | None = None
         self._reason: Exception | None = None
@@ -94,8 +95,8 @@ class Patience:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._deadline = self._loop.time() + self._timeout_ms / 1000
-        self._timer = self._loop.call_later(min(WATCHED_AFTER_S, self._timeout_ms / 1000), self._wake)
+        self._deadline = self._loop.time() + self._left_s
+        self._timer = self._loop.call_later(min(WATCHED_AFTER_S, self._left_s), self._wake)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()

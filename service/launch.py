@@ -116,6 +116,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",  # Ray's own, for the agent that does not run
+        "MALLOC_ARENA_MAX": "2",  # glibc's would grow by thread, and keep what each freed
         "RAY_worker_niceness": "0",  # else 15: this is what the machine is for
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_command(proxy, settings.host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("heed")
 
 
+EXPLAINED = 3  # times what a token costs: forward and backward, in fp32
 KEPT_VERSIONS = 2  # of a model: what answers to its name, and what did before; each takes the memory of a model
 
 
@@ -78,6 +80,7 @@ class ServedModel:
     def know_cost(self, cost: Cost) -> None:
         """Plan passes by what they cost, as it was measured."""
         self.batcher.cost = cost
+        self.explainer.batcher.cost = replace(cost, pass_s=0.0, token_s=EXPLAINED * cost.token_s)
         if not self._is_batch_chosen:
             self.batcher.max_batch_tokens = self.predictor.full_pass(cost)
 
@@ -88,6 +91,8 @@ class ServedModel:
 
     def close(self) -> None:
         """Let go of its queues, whose references back would keep its memory until the garbage collector comes."""
+        self.batcher.close()
+        self.explainer.batcher.close()
         del self.explainer.batcher, self.explainer, self.batcher
 
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
@@ -198,8 +203,8 @@ class Models:
         return self._compute.turns.busy_s()
 
     def wait_s(self) -> float:
-        """Predicted wait of a text that arrives now, in seconds."""
-        return self._compute.turns.wait_s(0.0)
+        """How long the device has to do with all that waits or runs, in seconds."""
+        return self._compute.turns.backlog_s()
 
     async def drain(self) -> None:
         """Answer what was accepted."""

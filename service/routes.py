@@ -89,7 +89,7 @@ class Service:
         """One version answers all of a request."""
         label = asked_label(request.explain, model.bundle.labels)
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
-        with Patience(http, timeout_ms):
+        with Patience(http, timeout_ms, time.perf_counter() - started):
             answered = await answer(  # 2. texts -> tokens -> a forward pass -> what the model says of each
                 model,
                 self.models.tokenizing,
@@ -98,7 +98,7 @@ class Service:
                 deadline=started + timeout_ms / 1000,
                 priority=request.priority,
             )
-            explained = await self._explain(model, request, answered.answers, label)
+            explained = await self._explain(model, request, answered.answers, label, started + timeout_ms / 1000)
         results = [  # 3. shape the answer
             text_result(model.bundle.labels, text, request.top_k, raw_scores=request.raw_scores)
             for text in answered.answers
@@ -118,13 +118,18 @@ class Service:
         return Response(text, media_type="application/json", headers={"server-timing": server_timing(timing_ms)})
 
     async def _explain(
-        self, model: ServedModel, request: ClassifyRequest, answers: Sequence[TextAnswer], label: int | None
+        self,
+        model: ServedModel,
+        request: ClassifyRequest,
+        answers: Sequence[TextAnswer],
+        label: int | None,
+        deadline: float,
     ) -> list[Explained | ServiceError | None]:
         """Why each text has its label, where that is asked."""
         if request.explain is False:
             return []
         spans = await self.models.tokenizing.spans(model.bundle, request.inputs)
-        return await model.explainer.explain(answers, spans, label)
+        return await model.explainer.explain(answers, spans, label, deadline - time.perf_counter())
 
     async def list_models(self, http: Request) -> Response:
         """GET /v1/models and GET /info."""
@@ -139,7 +144,8 @@ class Service:
 
     def _model_info(self, name: str) -> ModelInfo:
         versions, followed = self.models.versions(name), self.following.of(name)
-        model, failure = versions[0], followed.failure if followed else None
+        model = versions[0]
+        failure = (followed.unreadable or followed.failure) if followed else None
         return ModelInfo(
             name=name,
             version=model.bundle.version,

@@ -38,7 +38,7 @@ class Tokenizing:
     def __init__(self, max_window_tokens: int) -> None:
         self._max_window_tokens = max_window_tokens
         self._thread = ThreadPoolExecutor(1, "tokenize")
-        self._waiting_chars = 0
+        self._waiting: dict[object, int] = {}  # characters of each request that are not read yet
         self._char_s = 0.0  # seconds of a character, measured over the slices; 0 before the first
 
     async def read(
@@ -76,16 +76,19 @@ class Tokenizing:
         chars = sum(map(num_chars, texts))
         if chars <= AT_ONCE_CHARS:
             return function(texts)
-        late_s = (self._waiting_chars + chars) * self._char_s - PREDICTED_WELL * within_s
-        if late_s > 0 and self._waiting_chars:
+        before = sum(min(theirs, chars + SLICE_CHARS) for theirs in self._waiting.values())  # slices take turns
+        late_s = (before + chars) * self._char_s - PREDICTED_WELL * within_s
+        if late_s > 0 and self._waiting:
             raise Overloaded(max(1, math.ceil(late_s)))
-        self._waiting_chars += chars
         results: list[Result] = []
+        request = object()
+        self._waiting[request] = chars
         try:
             for part in slices(texts):
                 results += await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, function, part)
+                self._waiting[request] -= sum(map(num_chars, part))
         finally:
-            self._waiting_chars -= chars
+            del self._waiting[request]
         return results
 
     def _timed(self, function: Callable[[Sequence[Text]], Result], part: Sequence[Text]) -> Result:

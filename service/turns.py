@@ -25,8 +25,18 @@ class Queue(Protocol):
         """Texts that wait."""
         ...
 
-    def start_pass(self, *, must_be_full: bool) -> bool:
-        """Start a pass of what waits, if there is one; whether there was."""
+    @property
+    def is_full(self) -> bool:
+        """Whether a pass of what waits could not grow."""
+        ...
+
+    @property
+    def backlog_s(self) -> dict[bool, float]:
+        """Cost of what waits or runs, by is_bulk."""
+        ...
+
+    def start_pass(self) -> None:
+        """Start a pass of what waits."""
         ...
 
 
@@ -35,26 +45,44 @@ class Turns:
 
     def __init__(self, at_once: int = 1, prepared: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
         self.at_once, self.prepared, self.clock = at_once, prepared, clock
-        self.backlog_s = {False: 0.0, True: 0.0}  # cost of what waits or runs, by is_bulk, over all queues
         self.pace = 1.0  # seconds that a pass takes for each that its cost says: others use the cores too
+        self._queues: list[Queue] = []
         self._line: deque[Queue] = deque()  # queues in which something waits
         self._begins: dict[int, float] = {}  # of the passes that run
         self._passes = 0
+        self._ended_at = 0.0
         self._busy_s, self._counted_at = 0.0, clock()
 
-    def wait_s(self, cost_s: float, *, is_bulk: bool = False) -> float:
-        """When work of this cost would be done, if it arrived now, in seconds.
+    def join(self, queue: Queue) -> None:
+        """The queue's work is this device's."""
+        self._queues.append(queue)
 
-        All that waits goes before bulk. Before the rest goes what is not bulk either, with bulk's turns in between.
+    def leave(self, queue: Queue) -> None:
+        """The queue is empty and stays so."""
+        self._queues.remove(queue)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not any(any(queue.backlog_s.values()) for queue in self._queues)
+
+    def backlog_s(self) -> float:
+        """How long the device has to do with what waits or runs."""
+        return self._seconds(sum(sum(queue.backlog_s.values()) for queue in self._queues))
+
+    def wait_s(self, queue: Queue, cost_s: float, *, is_bulk: bool = False) -> float:
+        """When work of this cost would be done, if it arrived in the queue now, in seconds.
+
+        All of the queue goes before bulk; before the rest what is not bulk either, with bulk's turns in between. The
+        other queues have a turn for each of its own.
         """
-        before, bulk = self.backlog_s[False], self.backlog_s[True]
-        before += bulk if is_bulk else min(bulk, before / (BULK_TURN - 1) + LONGEST_PASS_S)
-        return (before + cost_s) * self.pace / self.at_once
+        first, bulk = queue.backlog_s[False], queue.backlog_s[True]
+        mine = cost_s + first + (bulk if is_bulk else min(bulk, (first + cost_s) / (BULK_TURN - 1) + LONGEST_PASS_S))
+        others = (sum(other.backlog_s.values()) for other in self._queues if other is not queue)
+        return self._seconds(mine + sum(min(theirs, mine + LONGEST_PASS_S) for theirs in others))
 
-    def relieve(self, cost_s: float, *, is_bulk: bool) -> None:
-        """Work is done, or given up."""
-        left = self.backlog_s[is_bulk] - cost_s
-        self.backlog_s[is_bulk] = left if left > 1e-9 else 0.0  # what is left of sums of floats is nothing
+    def _seconds(self, cost_s: float) -> float:
+        return cost_s * self.pace / self.at_once
 
     def ask(self, queue: Queue) -> None:
         """Something waits in the queue: start its pass now, or when its turn comes."""
@@ -63,12 +91,16 @@ class Turns:
         self.next()
 
     def next(self) -> None:
-        """Start what can be started. A pass that the device only gets prepared must be full: it could grow yet."""
-        declined = 0
-        while declined < len(self._line) and len(self._begins) < self.at_once + self.prepared:
+        """Start what can be started. The device gets another pass prepared only when one is full: others could grow.
+
+        Then the first in line has its turn all the same, or it would wait for as long as another queue is full.
+        """
+        while self._line and len(self._begins) < self.at_once + self.prepared:
+            if len(self._begins) >= self.at_once and not any(queue.is_full for queue in self._line):
+                return
             queue = self._line.popleft()
-            is_started = queue.start_pass(must_be_full=len(self._begins) >= self.at_once)
-            declined = 0 if is_started else declined + 1
+            if queue.queue_texts:
+                queue.start_pass()
             if queue.queue_texts:
                 self._line.append(queue)
 
@@ -82,7 +114,10 @@ class Turns:
     def end(self, name: int, cost_s: float) -> float:
         """A pass is over: its seconds. Where they are not what its cost says, the pace follows."""
         self._count_busy()
-        seconds = self.clock() - self._begins.pop(name)
+        now = self.clock()
+        begin = self._begins.pop(name)
+        seconds = now - (max(begin, self._ended_at) if self.prepared else begin)  # prepared: waited for the one before
+        self._ended_at = now
         if cost_s > 0:
             latest = min(max(seconds / cost_s, self.pace / 2), self.pace * 2)  # one that hung says little of the next
             self.pace += LATEST * (latest - self.pace)

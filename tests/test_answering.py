@@ -55,6 +55,18 @@ def test_the_answer_that_was_longest_unused_is_forgotten_first(models: Models) -
     assert [answered.forward_s > 0 for answered in answers] == [True, True, False, True, False, True]
 
 
+def test_what_is_remembered_is_answered_under_overload_too(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    classify(models, ["a film"])
+
+    def full(*request: object, **options: object) -> None:
+        raise Overloaded(1)
+
+    monkeypatch.setattr(models.find(None).batcher, "admit", full)
+    assert len(classify(models, ["a film", "a film"])) == 1
+    with pytest.raises(Overloaded):
+        classify(models, ["a town"])
+
+
 def test_long_texts_are_not_remembered(models: Models) -> None:
     long = "film " * (CACHED_CHARS // 5 + 1)
     assert all(answered.forward_s > 0 for answered in classify(models, [long], [long]))

@@ -421,7 +421,7 @@ def test_several_queues_of_a_device_take_turns() -> None:
         await asyncio.gather(ours, theirs)
         assert [items[0].name // 100 for items in device.passes][1:9] == [0, 1] * 4
         await asyncio.gather(one.drain(), two.drain())
-        assert device.turns.backlog_s == {False: 0, True: 0}
+        assert device.turns.is_idle
 
     with_batcher(test())
 
@@ -443,5 +443,42 @@ def test_only_a_full_pass_is_prepared_while_another_runs() -> None:
         device.free.set()
         await asyncio.gather(*tasks)
         await queue.drain()
+
+    with_batcher(test())
+
+
+def test_a_text_of_one_queue_has_its_turn_though_another_is_always_full() -> None:
+    async def test() -> None:
+        device = Device()
+        device.turns = Turns(prepared=1)
+        full, small = batcher(device), batcher(device)
+        flood = asyncio.create_task(full.submit([Item(n, BUDGET) for n in range(200)]))
+        await asyncio.sleep(0)
+        passes = len(device.passes)
+        await small.submit([Item(1000, 1)])
+        assert len(device.passes) - passes <= 10
+        assert not flood.done()
+        await flood
+        await asyncio.gather(full.drain(), small.drain())
+
+    with_batcher(test())
+
+
+def test_a_queue_is_not_closed_by_what_floods_another() -> None:
+    async def test() -> None:
+        device = Device()
+        device.free.clear()
+        flooded = clocked(device, [0.0])
+        other = batcher(device)
+        other.cost = flooded.cost
+        accepted = [asyncio.create_task(flooded.submit([Item(n, 100) for n in range(60)]))]  # a minute of work
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            flooded.admit(10, 1, within_s=10)
+        accepted.append(asyncio.create_task(other.submit([Item(1000, 10)], within_s=10)))
+        await asyncio.sleep(0.01)
+        device.free.set()
+        await asyncio.gather(*accepted)
+        await asyncio.gather(flooded.drain(), other.drain())
 
     with_batcher(test())

@@ -40,7 +40,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(bundle_folder: Path, broken: Path) -> Iterator[Server]:
-    scaling = ["--max-replicas", "2", "--scale-up-wait-s", "0.05", "--scale-down-after-s", "3"]
+    scaling = ["--max-replicas", "2", "--scale-up-wait-s", "0.1", "--scale-down-after-s", "3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROKEN", str(broken))
         running = Server(f"mood={bundle_folder}", *scaling, program=["-m", "tests.breakable"])

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
-from samples import FILLER, GOOD
+from samples import FILLER, GOOD, sentence
 from server import STOP_S, Server
 
 from model.bundle import load_bundle
@@ -161,12 +161,14 @@ def test_no_text_of_a_user_is_in_a_log(server: Server) -> None:
 
 def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Server) -> None:
     answered: list[httpx.Response] = []
-    body = {"texts": ["a film about a dog " * 12] * 1000}
+    rng = random.Random(0)
+    bodies = [{"texts": [sentence(rng, GOOD, 60) for _ in range(1000)]} for _ in range(3)]
 
     async def ask_then_stop() -> None:
         async with httpx.AsyncClient(timeout=60) as client:
-            waiting = [asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body)) for _ in range(3)]
-            await asyncio.sleep(0.4)
+            waiting = [asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body)) for body in bodies]
+            while not counted((await client.get(f"{server.url}/metrics")).text, "heed_queue_texts"):
+                pass
             server.process.send_signal(signal.SIGTERM)
             answered.extend(await asyncio.gather(*waiting))
 
