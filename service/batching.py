@@ -140,6 +140,11 @@ class Batcher(Generic[Item, Result]):
         """Whether a pass of what waits could not grow."""
         return max(self._tokens.values()) >= self.max_batch_tokens
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self._works
+
     def oldest_s(self) -> float:
         """How long the oldest waiting item has waited, in seconds."""
         now = self._clock()
@@ -184,9 +189,10 @@ class Batcher(Generic[Item, Result]):
             return
         late_s = self._turns.wait_s(self, self._cost_s(tokens, rows), is_bulk=is_bulk) - PREDICTED_WELL * within_s
         surplus = self.queue_tokens + tokens - self._max_queue_tokens
-        if surplus > 0 and self.queue_tokens:
+        does_not_fit = surplus > 0 and self.queue_tokens > 0
+        if does_not_fit:
             late_s = max(late_s, self._turns.pace * self._cost_s(surplus, 0) / self._turns.at_once)
-        if late_s > 0:
+        if late_s > 0 or does_not_fit:
             raise Overloaded(max(1, math.ceil(late_s)))
 
     def _cost_s(self, tokens: int, rows: int) -> float:

@@ -31,6 +31,11 @@ class Queue(Protocol):
         ...
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits or runs."""
+        ...
+
+    @property
     def backlog_s(self) -> dict[bool, float]:
         """Cost of what waits or runs, by is_bulk."""
         ...
@@ -64,7 +69,7 @@ class Turns:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not any(any(queue.backlog_s.values()) for queue in self._queues)
+        return all(queue.is_empty for queue in self._queues)
 
     def backlog_s(self) -> float:
         """How long the device has to do with what waits or runs."""
