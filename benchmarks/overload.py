@@ -19,14 +19,13 @@ import numpy as np
 from timing import markdown
 
 from model.records import read_texts
-from service.bench import Plan, bench
-from service.figures import HEADROOM
+from service.bench import MAX_TEXTS, Plan, bench, with_path
+from service.figures import HEADROOM, quantiles
 from service.load import open_loop, run, target
 
 if TYPE_CHECKING:
     from service.load import Samples, Target
 
-MAX_TEXTS = 20_000
 CONNECTIONS = 128  # of the closed loop from which the search for the knee starts
 OK, REFUSED, LATE = 200, 429, 504
 
@@ -34,8 +33,7 @@ OK, REFUSED, LATE = 200, 429, 504
 def requests(url: str, file: str, timeout_ms: int) -> Target:
     """One text a request."""
     texts = itertools.islice(read_texts(file, "text"), MAX_TEXTS)
-    url = url if "/v1/" in url else url.rstrip("/") + "/v1/classify"
-    return target(url, [json.dumps({"texts": [text], "timeout_ms": timeout_ms}).encode() for text in texts])
+    return target(with_path(url), [json.dumps({"texts": [text], "timeout_ms": timeout_ms}).encode() for text in texts])
 
 
 def row(name: str, samples: Samples, knee: float, timeout_ms: int) -> dict[str, object]:
@@ -46,28 +44,33 @@ def row(name: str, samples: Samples, knee: float, timeout_ms: int) -> dict[str, 
     missed = (status == LATE) | (accepted & (latency_ms > timeout_ms))
     in_window = (status == OK) & (until >= samples.start) & (until < samples.end) & ~missed
     others = ~accepted & (status != REFUSED)
-
-    def quantile(values: np.ndarray, q: float) -> float:
-        return float(np.quantile(values, q, method="higher")) if values.size else 0.0
-
+    none = np.zeros(1)
+    answered_ms = quantiles(latency_ms[status == OK] if (status == OK).any() else none)
+    refused_ms = quantiles(server_ms[status == REFUSED] if (status == REFUSED).any() else none)
     return {
         "load": name,
         "offered/s": f"{len(since) / (since.max() - since.min()):,.0f}",
         "answered in time, share of the knee": f"{in_window.sum() / (samples.end - samples.start) / knee:.2f}",
-        "p50, ms": f"{quantile(latency_ms[status == OK], 0.5):.0f}",
-        "p99, ms": f"{quantile(latency_ms[status == OK], 0.99):.0f}",
+        "p50, ms": f"{answered_ms['p50']:.0f}",
+        "p99, ms": f"{answered_ms['p99']:.0f}",
         "refused": f"{(status == REFUSED).sum():,}",
-        "refusal p99, server ms": f"{quantile(server_ms[status == REFUSED], 0.99):.1f}",
+        "refusal p99, server ms": f"{refused_ms['p99']:.1f}",
         "accepted and late": f"{missed.sum() / max(1, accepted.sum()):.2%}",
         "other": f"{others.sum():,}",
     }
 
 
-def main() -> None:
-    """Knee, calm, flood, calm."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Flags of a benchmark that sends texts to a running server."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--texts", required=True)
+    return parser
+
+
+def main() -> None:
+    """Knee, calm, flood, calm."""
+    parser = arguments(__doc__)
     parser.add_argument("--timeout-ms", type=int, default=1000)
     parser.add_argument("--times", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=8.0)

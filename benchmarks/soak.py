@@ -6,12 +6,11 @@ python benchmarks/soak.py http://127.0.0.1:8000 --texts FILE [--requests 200000]
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 import urllib.request
 
-from overload import requests
+from overload import arguments, requests
 
 from service.load import closed_loop, run
 
@@ -29,9 +28,7 @@ def resident_mb(url: str) -> float:
 
 def main() -> None:
     """Closed loops, one after the other, until so many requests are answered."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
-    parser.add_argument("--texts", required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--connections", type=int, default=64)
     args = parser.parse_args()

@@ -99,12 +99,17 @@ def numbers(value: str) -> list[int]:
 def bench_command(args: argparse.Namespace) -> int:
     """Measure the server and print what it can do."""
     texts = list(itertools.islice(read_texts(args.data, args.text_column), MAX_TEXTS)) if args.data else sentences()
-    url = args.url if urlsplit(args.url).path.strip("/") else args.url.rstrip("/") + DEFAULT_PATH
+    url = with_path(args.url)
     to = target(url, bodies(texts, args.texts_per_request))
     plan = Plan(args.connections, args.seconds, args.p99_ms, args.rate, poisson=args.poisson)
     report = bench(to, plan, probe(to, url))
     print(json.dumps(as_json(report)) if args.json else tables(report, args.texts_per_request))
     return 0
+
+
+def with_path(url: str) -> str:
+    """The URL that requests go to: without a path of its own, DEFAULT_PATH."""
+    return url if urlsplit(url).path.strip("/") else url.rstrip("/") + DEFAULT_PATH
 
 
 def sentences(n: int = 2000) -> list[Text]:

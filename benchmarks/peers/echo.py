@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from peers import Peer, Start
+from peers import Peer, Start, fastapi
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,33 +44,12 @@ class Raw:
         await send({"type": "http.response.body", "body": ANSWER})
 
 
-def with_fastapi() -> Any:
-    """The same with a framework that checks what comes and goes."""
-    from fastapi import FastAPI
-    from pydantic import BaseModel
-
-    app = FastAPI()
-
-    class Body(BaseModel):
-        texts: list[str]
-
-    class Answer(BaseModel):
-        labels: list[str]
-
-    async def answer(body: Body) -> Answer:
-        return Answer(labels=["positive"] * len(body.texts))
-
-    answer.__annotations__ = {"body": Body, "return": Answer}  # FastAPI cannot look up names of a function's inside
-    app.post("/classify")(answer)
-    return app
-
-
 def application(kind: str) -> Application:
     """One replica."""
     from ray import serve
 
     @serve.deployment(max_ongoing_requests=10_000, logging_config={"enable_access_log": False})
-    @serve.ingress(Raw() if kind == "raw" else with_fastapi())
+    @serve.ingress(Raw() if kind == "raw" else fastapi.application(lambda texts: ["positive"] * len(texts)))
     class Echo:
         pass
 
