@@ -6,6 +6,7 @@ In a cluster none of this runs: there the platform starts Ray and service/app.py
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -39,6 +40,7 @@ HERE = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 100 * 2**20  # requests do not pass through it
 MAX_CONNECTIONS = 4096
+RAY_STOPS_S = 10.0  # it takes one or two
 FOLDER_VARIABLE = "HEED_RUN_FOLDER"  # by which the guard knows our processes
 
 
@@ -259,10 +261,16 @@ def haproxies(folder: Path) -> list[int]:
 
 
 def shut_down() -> None:
-    """Stop Ray, and Serve with it: nothing is left that Serve would have to answer."""
+    """Stop Ray, and Serve with it: nothing is left that Serve would have to answer.
+
+    Ray waits minutes for a store of its own that hangs or has gone, also at exit; what it leaves, the guard ends.
+    """
     import ray
 
-    ray.shutdown()
+    stopping = threading.Thread(target=ray.shutdown, daemon=True)
+    stopping.start()
+    stopping.join(RAY_STOPS_S)
+    atexit.unregister(ray.shutdown)
 
 
 def say(message: str) -> None:

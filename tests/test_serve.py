@@ -286,3 +286,12 @@ def test_a_promotion_and_a_rollback_under_load_reach_every_replica_and_lose_no_r
     assert [line for line in lines if line.startswith("heed_model_info{") and second in line] == []
     assert 'heed_model_loads_total{model="mood",outcome="loaded"} 4.0' in lines
     assert server.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_a_store_of_ray_that_hangs(bundle_folder: Path) -> None:
+    server = Server(f"mood={bundle_folder}")
+    programs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(str(server.folder))}
+    [store] = [pid for pid, program in programs.items() if program.split(b"\0")[0].endswith(b"gcs_server")]
+    os.kill(store, signal.SIGSTOP)
+    assert server.stop() == 0  # within STOP_S
+    assert server.is_gone(within_s=5)
