@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.exceptions import HTTPException
 
     Handler = Callable[[Request], Awaitable[Response]]
+    ErrorBody = Callable[[ServiceError], Any]
 
 log = logging.getLogger("heed")
 
@@ -29,8 +30,8 @@ WATCHED_AFTER_S = 0.25  # a caller that leaves earlier may be computed for nothi
 MAX_DIGITS = 18  # of a Content-Length
 
 
-def counted(route: str, handler: Handler) -> Handler:
-    """The handler, with its errors as answers and its outcome in the metrics."""
+def counted(route: str, handler: Handler, body_of: ErrorBody = ServiceError.body) -> Handler:
+    """The handler, with its errors as answers, in its dialect's shape (body_of), and its outcome in the metrics."""
     seconds = metrics.REQUEST_SECONDS.labels(route)
     counts: dict[int, Any] = {}  # of each status: found once
 
@@ -40,12 +41,12 @@ def counted(route: str, handler: Handler) -> Handler:
         try:
             response = await handler(http)
         except ServiceError as error:
-            response = refusal(error)
+            response = refusal(error, body_of)
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it
         except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
             log.error("%s failed: %s", route, where(error))
-            response = refusal(ServiceError())
+            response = refusal(ServiceError(), body_of)
         response.headers["x-request-id"] = http.state.request_id
         seconds_taken = time.perf_counter() - started
         response.headers.setdefault("server-timing", f"total;dur={seconds_taken * 1000:.3f}")
@@ -132,10 +133,10 @@ def request_id(http: Request) -> str:
     return uuid.uuid4().hex
 
 
-def refusal(error: ServiceError) -> Response:
-    """The answer of an error."""
+def refusal(error: ServiceError, body_of: ErrorBody = ServiceError.body) -> Response:
+    """The answer of an error, with the body that its dialect gives it."""
     metrics.REFUSED.labels(error.code).inc()
-    return JSONResponse(error.body(), error.status, error.headers)
+    return JSONResponse(body_of(error), error.status, error.headers)
 
 
 async def not_a_route(http: Request, error: HTTPException) -> Response:

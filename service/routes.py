@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import metrics
+from service import dialects, metrics
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -59,6 +60,26 @@ GAUGES_EVERY_S = 0.5
 CLASSIFY = "/v1/classify"
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the service says to a request, for its dialect to shape."""
+
+    model: ServedModel
+    answered: Answered
+    explained: list[Explained | ServiceError | None]
+
+    @property
+    def answers(self) -> list[TextAnswer]:
+        """One for each text, in order."""
+        return self.answered.answers
+
+    def timing(self, total_s: float) -> Timing:
+        """Seconds -> ms, rounded to microseconds."""
+        seconds = self.answered.queue_s, self.answered.tokenize_s, self.answered.forward_s, total_s
+        queue, tokenize, forward, total = (round(s * 1000, 3) for s in seconds)
+        return Timing(queue=queue, tokenize=tokenize, forward=forward, total=total)
+
+
 class Service:
     """What the routes of one replica share."""
 
@@ -78,44 +99,53 @@ class Service:
     async def classify(self, http: Request) -> Response:
         """POST /v1/classify."""
         started = time.perf_counter()
-        if self._is_draining:
-            raise NotReady("the server is stopping")
-        body = await read_body(http, self.settings.max_body_bytes, self.settings.timeout_ms)
+        body = await self.body(http)
         request = parse_request(self._request_model, body)  # 1. bytes -> what is asked
-        with self.models.find(request.model) as model:
-            return await self._answer(http, request, model, started)
-
-    async def _answer(self, http: Request, request: ClassifyRequest, model: ServedModel, started: float) -> Response:
-        """One version answers all of a request."""
-        label = asked_label(request.explain, model.bundle.labels)
-        timeout_ms = request.timeout_ms or self.settings.timeout_ms
-        with Patience(http, timeout_ms, time.perf_counter() - started):
-            answered = await answer(  # 2. texts -> tokens -> a forward pass -> what the model says of each
-                model,
-                self.models.tokenizing,
-                request.inputs,
-                request.on_long,
-                deadline=started + timeout_ms / 1000,
-                priority=request.priority,
-            )
-            explained = await self._explain(model, request, answered.answers, label, started + timeout_ms / 1000)
+        reply = await self.answer(http, request, started)  # 2. texts -> tokens -> a forward pass -> answers
+        labels = reply.model.bundle.labels
         results = [  # 3. shape the answer
-            text_result(model.bundle.labels, text, request.top_k, raw_scores=request.raw_scores)
-            for text in answered.answers
+            text_result(labels, text, request.top_k, raw_scores=request.raw_scores) for text in reply.answers
         ]
-        for i, why in enumerate(explained):
-            results[i] = explained_result(results[i], model.bundle.labels, request.inputs[i], why)
-        model.metrics.observe(answered.answers, answered.tokenize_s)
-        timing_ms = timing(answered, time.perf_counter() - started)
+        for i, why in enumerate(reply.explained):
+            results[i] = explained_result(results[i], labels, request.inputs[i], why)
+        timing_ms = reply.timing(time.perf_counter() - started)
         response = ClassifyResponse(
             request_id=http.state.request_id,
-            model=model.name,
-            version=model.bundle.version,
+            model=reply.model.name,
+            version=reply.model.bundle.version,
             results=results,
             timing_ms=timing_ms,
         )
         text = response.model_dump_json(exclude_none=True)
         return Response(text, media_type="application/json", headers={"server-timing": server_timing(timing_ms)})
+
+    async def body(self, http: Request) -> bytes:
+        """The body of a request that will be answered. Raises NotReady while draining, and what read_body() raises."""
+        if self._is_draining:
+            raise NotReady("the server is stopping")
+        return await read_body(http, self.settings.max_body_bytes, self.settings.timeout_ms)
+
+    async def answer(self, http: Request, request: ClassifyRequest, started: float) -> Reply:
+        """The answers of one version to all of a request, in whatever dialect it was asked, by its deadline.
+
+        started is a time of time.perf_counter(). Raises ServiceError.
+        """
+        timeout_ms = request.timeout_ms or self.settings.timeout_ms
+        deadline = started + timeout_ms / 1000
+        with self.models.find(request.model) as model:
+            label = asked_label(request.explain, model.bundle.labels)
+            with Patience(http, timeout_ms, time.perf_counter() - started):
+                answered = await answer(
+                    model,
+                    self.models.tokenizing,
+                    request.inputs,
+                    request.on_long,
+                    deadline=deadline,
+                    priority=request.priority,
+                )
+                explained = await self._explain(model, request, answered.answers, label, deadline)
+            model.metrics.observe(answered.answers, answered.tokenize_s)
+        return Reply(model, answered, explained)
 
     async def _explain(
         self,
@@ -243,6 +273,7 @@ class Service:
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+                *dialects.routes(self),
             ],
             exception_handlers={HTTPException: not_a_route},
             lifespan=self.lifespan,
@@ -265,13 +296,6 @@ class Application(Starlette):
             await response(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-
-def timing(answered: Answered, total_s: float) -> Timing:
-    """Seconds -> ms, rounded to microseconds."""
-    seconds = answered.queue_s, answered.tokenize_s, answered.forward_s, total_s
-    queue, tokenize, forward, total = (round(s * 1000, 3) for s in seconds)
-    return Timing(queue=queue, tokenize=tokenize, forward=forward, total=total)
 
 
 def server_timing(timing: Timing) -> str:
