@@ -12,9 +12,14 @@ from pydantic.json_schema import models_json_schema
 from service.schemas import ClassifyResponse, ErrorResponse, Health, ModelList
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import BaseModel
+    from pydantic.json_schema import JsonSchemaMode
 
     from service.schemas import ClassifyRequest
+
+    Schema = tuple[type[BaseModel], JsonSchemaMode]
 
 REF = "#/components/schemas/{model}"
 CLASSIFY_ERRORS = {
@@ -41,11 +46,13 @@ DOCS_PAGE = """<!doctype html>
 """
 
 
-def openapi(request: type[ClassifyRequest]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the native API; `request` carries this service's limits."""
+def openapi(
+    request: type[ClassifyRequest], others: dict[str, Any] | None = None, schemas: Sequence[Schema] = ()
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. `request` carries this service's limits; others are the paths of the dialects."""
     models: list[type[BaseModel]] = [ClassifyResponse, ErrorResponse, Health, ModelList]
-    _, schemas = models_json_schema(
-        [(request, "validation"), *((m, "serialization") for m in models)], ref_template=REF
+    _, components = models_json_schema(
+        [(request, "validation"), *((m, "serialization") for m in models), *schemas], ref_template=REF
     )
     return {
         "openapi": "3.1.0",
@@ -72,30 +79,33 @@ def openapi(request: type[ClassifyRequest]) -> dict[str, Any]:
                     },
                 }
             },
+            **(others or {}),
         },
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": components["$defs"]},
     }
 
 
 def _classify(request: type[BaseModel]) -> dict[str, Any]:
-    answers = {"200": _answer("an answer per text, in order", ClassifyResponse)}
-    answers |= {str(code): _answer(text, ErrorResponse) for code, text in CLASSIFY_ERRORS.items()}
+    answers = {"200": answer("an answer per text, in order", ClassifyResponse)}
+    answers |= {str(code): answer(text, ErrorResponse) for code, text in CLASSIFY_ERRORS.items()}
     answers["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
     return {
         "summary": "label texts",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
         "responses": answers,
     }
 
 
 def _get(summary: str, model: type[BaseModel], *others: int) -> dict[str, Any]:
-    codes = {code: _answer("not so", model) for code in map(str, others)}
-    return {"summary": summary, "responses": {"200": _answer("so", model), **codes}}
+    codes = {code: answer("not so", model) for code in map(str, others)}
+    return {"summary": summary, "responses": {"200": answer("so", model), **codes}}
 
 
-def _answer(description: str, model: type[BaseModel]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": _ref(model)}}}
+def answer(description: str, model: type[BaseModel]) -> dict[str, Any]:
+    """A response with a JSON body."""
+    return {"description": description, "content": {"application/json": {"schema": ref(model)}}}
 
 
-def _ref(model: type[BaseModel]) -> dict[str, str]:
+def ref(model: type[BaseModel]) -> dict[str, str]:
+    """Where its schema stands."""
     return {"$ref": REF.format(model=model.__name__)}

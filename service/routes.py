@@ -36,6 +36,7 @@ from service.schemas import (
     ModelInfo,
     ModelList,
     Timing,
+    check_request,
     explained_result,
     parse_request,
     request_model,
@@ -87,7 +88,7 @@ class Service:
         self.models, self.settings = models, settings
         self.following = Following(models, settings.registry_poll_s)
         self._request_model = request_model(settings)
-        self._openapi = openapi(self._request_model)
+        self._openapi = openapi(self._request_model, dialects.paths(), dialects.schemas())
         self._is_draining = False
         self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
@@ -124,6 +125,17 @@ class Service:
         if self._is_draining:
             raise NotReady("the server is stopping")
         return await read_body(http, self.settings.max_body_bytes, self.settings.timeout_ms)
+
+    def request(self, fields: dict[str, Any]) -> ClassifyRequest:
+        """What a dialect has found in a body, under the limits of this service. Raises InvalidRequest."""
+        return check_request(self._request_model, fields)
+
+    def check_ready(self) -> None:
+        """Raises NotReady where a request would not be answered."""
+        if self._is_draining:
+            raise NotReady("the server is stopping")
+        if not self.is_live:
+            raise NotReady("the device does not answer")
 
     async def answer(self, http: Request, request: ClassifyRequest, started: float) -> Reply:
         """The answers of one version to all of a request, in whatever dialect it was asked, by its deadline.

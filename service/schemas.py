@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,7 +18,7 @@ from pydantic import (
 from service.errors import InvalidRequest, NotJSON, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from service.predictor import Scored
     from service.settings import Settings
 
-
+Model = TypeVar("Model", bound=BaseModel)
 MAX_DETAILS = 20
 OnLong = Literal["truncate", "error", "window"]
 Priority = Literal["interactive", "bulk"]
@@ -104,27 +105,56 @@ def request_model(settings: Settings) -> type[ClassifyRequest]:
     return create_model("ClassifyRequest", __base__=ClassifyRequest, **fields)
 
 
-def parse_request(model: type[ClassifyRequest], body: bytes) -> ClassifyRequest:
+def parse_request(model: type[Model], body: bytes) -> Model:
     """Bytes -> request. Raises NotJSON or InvalidRequest; neither repeats the input."""
-    try:
+    with _refused(model):
         return model.model_validate_json(body)
+
+
+def check_request(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Fields that a dialect has found -> request. Raises InvalidRequest, which does not repeat the input."""
+    with _refused(model):
+        return model.model_validate(fields)
+
+
+@contextmanager
+def _refused(model: type[BaseModel]) -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         if problems[0]["type"] == "json_invalid":
             raise NotJSON(problems[0]["msg"].removeprefix("Invalid JSON: ")) from None
-        raise InvalidRequest(_details(problems, list(model.model_fields))) from None
+        raise InvalidRequest(_details(problems, model)) from None
 
 
-def _details(problems: list[ErrorDetails], known: list[str]) -> list[dict[str, str]]:
+def _details(problems: list[ErrorDetails], model: type[BaseModel]) -> list[dict[str, str]]:
     """Field and message of each problem. An unknown field is not repeated: its name is the caller's text."""
-    details = [
-        {"field": field_name(p["loc"]), "message": p["msg"].removeprefix("Value error, ")}
-        for p in problems
-        if p["type"] != "extra_forbidden"
-    ]
-    if len(details) < len(problems):
-        details.append({"field": "", "message": f"there is no such field, there are: {', '.join(known)}"})
+    details: list[dict[str, str]] = []
+    for problem in problems:
+        location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            location = location[:-1]
+            message = f"there is no such field, there are: {', '.join(_model_at(model, location).model_fields)}"
+        detail = {"field": field_name(location), "message": message}
+        if detail not in details:  # of a place with many unknown fields, once
+            details.append(detail)
     return details[:MAX_DETAILS]
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The schema of a place in a request, such as ("inputs", 0, "parameters")."""
+    for part in location:
+        if part in model.model_fields:
+            model = next(_models_in(model.model_fields[str(part)].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
