@@ -16,7 +16,7 @@ from starlette.routing import Route
 from service.dialects.oip import Strict
 from service.dialects.tensors import bad
 from service.dialects.v2 import answering_400, asked, error_body
-from service.dialects.v2_openapi import NAME, Answer, ModelReady, V2Error, get_operation, infer_operation
+from service.dialects.v2_openapi import NAME, Answer, ModelReady, get_operation, infer_operation
 from service.http import counted
 from service.schemas import (
     Explanation,
@@ -96,7 +96,8 @@ class Explanations(Answer):
 
 SCHEMAS: list[Schema] = [
     (V1Request, "validation"),
-    *((answer, "serialization") for answer in (Predictions, Explanations, ModelReady, V2Error)),
+    (Predictions, "serialization"),
+    (Explanations, "serialization"),
 ]
 
 
@@ -116,7 +117,7 @@ def routes(service: Service) -> list[BaseRoute]:
     def route(path: str, handler: Handler, method: str) -> Route:
         return Route(path, counted(path, answering_400(handler), error_body), methods=[method])
 
-    return [  # the first would match the names of the others
+    return [  # in this order: the last matches the paths of the others too
         route(f"{MODEL}:predict", v1.predict, "POST"),
         route(f"{MODEL}:explain", v1.explain, "POST"),
         route(MODEL, v1.ready, "GET"),

@@ -138,7 +138,7 @@ def priority(level: int) -> Priority | None:
 def _input(field: str, tensor: InferInput, raw: bytes | None, most: int) -> list[str]:
     num_texts = count(field, tensor.shape, most)
     if (raw is None) == (tensor.data is None):
-        raise bad(field, "send either data, or binary_data_size and the bytes after the JSON")
+        raise bad(field, "send the texts once: as data (in gRPC bytes_contents), or in binary")
     if raw is not None:
         return texts_of_bytes(field, elements_of(field, raw, num_texts))
     return texts_of_json(field, tensor.shape, tensor.data or [])

@@ -202,8 +202,8 @@ def inflated(body: bytes, encoding: str, limit: int) -> bytes:
         raise bad("Content-Encoding", "the body is not what it says") from None
     if len(plain) > limit:
         raise BodyTooLarge(limit)
-    if not inflate.eof:
-        raise bad("Content-Encoding", "the body ends early")
+    if not inflate.eof or inflate.unused_data:
+        raise bad("Content-Encoding", "the body ends early, or goes on after its end")
     return plain
 
 

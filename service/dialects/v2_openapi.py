@@ -130,13 +130,15 @@ class InferResponse(Answer):
 SCHEMAS: list[Schema] = [
     (InferRequest, "validation"),
     (IndexRequest, "validation"),
-    *(
-        (one, "serialization")
-        for one in (
-            *(V2Error, ServerLive, ServerReady, ServerMetadata, ModelNames),
-            *(ModelReady, ModelMetadata, ModelIndex, InferResponse),
-        )
-    ),
+    (V2Error, "serialization"),
+    (ServerLive, "serialization"),
+    (ServerReady, "serialization"),
+    (ServerMetadata, "serialization"),
+    (ModelNames, "serialization"),
+    (ModelReady, "serialization"),
+    (ModelMetadata, "serialization"),
+    (ModelIndex, "serialization"),
+    (InferResponse, "serialization"),
 ]
 
 
