@@ -21,6 +21,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from service.autoscaling import MEAN_OVER_S, SAMPLES_EVERY_S, UP_AFTER_S, Policy
 from service.connection import Connection
+from service.grpc_ingress import start_grpc_server
 from service.settings import Settings, parse_specs
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ async def start_http_server(ray_app: Any, *args: Any, **options: Any) -> tuple[A
 
 
 ray_replica.start_asgi_http_server = start_http_server
+ray_replica.start_grpc_server = start_grpc_server
 
 
 async def leave_when_broken(service: Service, task: asyncio.Task[None], server: Server) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -78,6 +78,13 @@ async def read_body(http: Request, limit: int, timeout_ms: int) -> bytes:
     return b"".join(chunks)
 
 
+class Caller(Protocol):
+    """Whom a request is answered for. A Request is one."""
+
+    def receive(self) -> Awaitable[Any]:
+        """Returns when the caller has left; the body has been read."""
+
+
 class Patience:
     """Cancel the task of this `with` at the caller's deadline, or when the caller has left; the body has been read.
 
@@ -85,8 +92,8 @@ class Patience:
     the batcher.
     """
 
-    def __init__(self, http: Request, timeout_ms: int, spent_s: float) -> None:
-        self._http, self._timeout_ms = http, timeout_ms
+    def __init__(self, caller: Caller, timeout_ms: int, spent_s: float) -> None:
+        self._caller, self._timeout_ms = caller, timeout_ms
         self._left_s = max(0.0, timeout_ms / 1000 - spent_s)
         self._loop = asyncio.get_running_loop()
         self._watcher: asyncio.Task[None] | None = None
@@ -116,7 +123,7 @@ class Patience:
             self._timer = self._loop.call_later(left_s, self._cancel, DeadlineExceeded(self._timeout_ms))
 
     async def _watch(self) -> None:
-        await self._http.receive()  # nothing comes after the body but the disconnect
+        await self._caller.receive()  # nothing comes after the body but the disconnect
         self._cancel(ClientDisconnect())
 
     def _cancel(self, reason: Exception) -> None:
@@ -127,7 +134,11 @@ class Patience:
 
 def request_id(http: Request) -> str:
     """The X-Request-Id of the caller, or of the ingress, where it is short and printable; else a new one."""
-    given = http.headers.get("x-request-id", "")
+    return given_request_id(http.headers.get("x-request-id", ""))
+
+
+def given_request_id(given: str) -> str:
+    """It, where it is short and printable; else a new one."""
     if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
         return given
     return uuid.uuid4().hex

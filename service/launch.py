@@ -54,8 +54,10 @@ def serve_forever(settings: Settings) -> None:
     Raises CannotServe where the address is taken or a model cannot be loaded.
     """
     check_address(settings.host, settings.port)
+    if settings.grpc_port:
+        check_address(settings.host, settings.grpc_port, "--grpc-port (0: none)")
     if settings.metrics_port:
-        check_address(settings.metrics_host, settings.metrics_port)
+        check_address(settings.metrics_host, settings.metrics_port, "--metrics-port")
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
         started = time.monotonic()
@@ -75,7 +77,7 @@ def serve_forever(settings: Settings) -> None:
     say("stopped")
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, flag: str = "--port") -> None:
     """Raise CannotServe where nothing can listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -84,7 +86,7 @@ def check_address(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CannotServe(
-                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+                f"cannot listen on {host}:{port} ({error.strerror}): choose another {flag} or --host"
             ) from None
 
 
@@ -130,6 +132,8 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.grpc_ingress:listen_on_loopback",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # until HAProxy has been told that a replica goes
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a HAProxy that died is started again after three
     }
@@ -187,7 +191,7 @@ def start(folder: Path, settings: Settings) -> None:
     import ray
     from ray import serve
 
-    from service import ray_node
+    from service import grpc_ingress, ray_node
     from service.app import application
 
     ray_node.install()
@@ -204,7 +208,11 @@ def start(folder: Path, settings: Settings) -> None:
     )
     leave_on_signal()  # after ray.init, which sets its own
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": settings.port})
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": LOOPBACK, "port": settings.port},
+            grpc_options=grpc_ingress.options(settings.grpc_port) if settings.grpc_port else None,
+        )
         say("loading models")
         shared = shared_out(settings, num_gpus=ray.cluster_resources().get("GPU", 0))
         serve.run(application(shared, attempts=1), name="heed", route_prefix="/")

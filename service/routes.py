@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from service.answers import TextAnswer
     from service.errors import ServiceError
     from service.explaining import Explained
-    from service.http import Handler
+    from service.http import Caller, Handler
     from service.models import Models, ServedModel
     from service.settings import Settings
 
@@ -122,22 +122,25 @@ class Service:
 
     async def body(self, http: Request) -> bytes:
         """The body of a request that will be answered. Raises NotReady while draining, and what read_body() raises."""
-        if self._is_draining:
-            raise NotReady("the server is stopping")
+        self.check_open()
         return await read_body(http, self.settings.max_body_bytes, self.settings.timeout_ms)
 
     def request(self, fields: dict[str, Any]) -> ClassifyRequest:
         """What a dialect has found in a body, under the limits of this service. Raises InvalidRequest."""
         return check_request(self._request_model, fields)
 
-    def check_ready(self) -> None:
-        """Raises NotReady where a request would not be answered."""
+    def check_open(self) -> None:
+        """Raises NotReady while draining."""
         if self._is_draining:
             raise NotReady("the server is stopping")
+
+    def check_ready(self) -> None:
+        """Raises NotReady where a request would not be answered."""
+        self.check_open()
         if not self.is_live:
             raise NotReady("the device does not answer")
 
-    async def answer(self, http: Request, request: ClassifyRequest, started: float) -> Reply:
+    async def answer(self, caller: Caller, request: ClassifyRequest, started: float) -> Reply:
         """The answers of one version to all of a request, in whatever dialect it was asked, by its deadline.
 
         started is a time of time.perf_counter(). Raises ServiceError.
@@ -146,7 +149,7 @@ class Service:
         deadline = started + timeout_ms / 1000
         with self.models.find(request.model) as model:
             label = asked_label(request.explain, model.bundle.labels)
-            with Patience(http, timeout_ms, time.perf_counter() - started):
+            with Patience(caller, timeout_ms, time.perf_counter() - started):
                 answered = await answer(
                     model,
                     self.models.tokenizing,

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     ] = []
     host: Annotated[str, Field(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port of HTTP")] = 8000
+    grpc_port: Annotated[
+        int, Field(ge=0, le=65535, description="port of gRPC, the Open Inference Protocol, on host; 0: none")
+    ] = 9000
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
@@ -148,6 +151,10 @@ class Settings(BaseSettings):
             )
         if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is less than replicas={self.replicas}, raise it: {self.max_replicas}")
+        if self.grpc_port == self.port:
+            raise ValueError(f"grpc_port is the port of HTTP too, choose another: {self.grpc_port}")
+        if self.metrics_port and self.metrics_port == self.grpc_port and self.metrics_host == self.host:
+            raise ValueError(f"metrics_port is the port of gRPC too, choose another: {self.metrics_port}")
         if self.metrics_port == self.port and self.metrics_host == self.host:
             raise ValueError(f"metrics_port is the port of the service too, choose another: {self.metrics_port}")
         if self.device == "cpu" and self.precision == "fp16":

@@ -23,10 +23,12 @@ STOP_S = 60
 class Server:
     """`heed serve` in a process of its own."""
 
-    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "service")) -> None:
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "service"), grpc: bool = False) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, *program, "serve", *arguments, "--port", str(self.port)]
+        self.grpc_port = free_port() if grpc else 0
+        ports = ["--port", str(self.port), "--grpc-port", str(self.grpc_port)]
+        command = [sys.executable, *program, "serve", *arguments, *ports]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.wait_for("ready after")

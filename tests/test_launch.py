@@ -33,6 +33,9 @@ backend default_backend
 backend app
     server replica 127.0.0.1:30000 check
     server fallback 127.0.0.1:8500 backup
+frontend grpc_frontend
+    bind 127.0.0.1:9000 proto h2
+    mode http
 listen stats
   bind *:8404
   stats enable
@@ -42,7 +45,7 @@ listen stats
 def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None:
     text = mend(TEMPLATE, "127.0.0.1", "/ours")
     binds = [line.split()[1] for line in text.splitlines() if line.strip().startswith("bind")]
-    assert binds == ["127.0.0.1:8000"]
+    assert binds == ["127.0.0.1:8000", "127.0.0.1:9000"]
     assert "log " not in text
     assert "httplog" not in text
     assert "backup" not in text
@@ -56,6 +59,7 @@ def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None
 def test_the_front_alone_opens_up_when_asked_to() -> None:
     text = mend(TEMPLATE, "0.0.0.0", "/ours")
     assert "bind 0.0.0.0:8000" in text
+    assert "bind 0.0.0.0:9000 proto h2" in text
     assert "server replica 127.0.0.1:30000 check" in text
 
 

@@ -24,6 +24,8 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monke
     ("flags", "message"),
     [
         ({"replicas": "3", "max_replicas": "2"}, "max_replicas is less than replicas=3, raise it: 2"),
+        ({"grpc_port": "8000"}, "grpc_port is the port of HTTP too, choose another: 8000"),
+        ({"metrics_port": "9000"}, "metrics_port is the port of gRPC too, choose another: 9000"),
         ({"metrics_port": "8000"}, "metrics_port is the port of the service too, choose another: 8000"),
         ({"port": "http"}, r"port: .*integer.*: http"),
         ({"port": 0}, "port: .*: 0"),
