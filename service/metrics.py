@@ -98,15 +98,14 @@ def observe_process() -> None:
     RESIDENT.set(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
 
 
-def observe_pass(figures: PassFigures, computed_tokens: int) -> None:
-    """Hear of a finished pass, in which so many tokens were computed, padding included."""
+def observe_pass(figures: PassFigures) -> None:
+    """Hear of a finished pass."""
     if figures.error is not None:
         log.error("a pass of %d texts failed: %s", len(figures.lengths), where(figures.error))
     tokens = sum(figures.lengths)
     FORWARD_SECONDS.observe(figures.forward_s)
     BATCH_TEXTS.observe(len(figures.lengths))
     BATCH_TOKENS.observe(tokens)
-    PADDING.observe(1 - tokens / computed_tokens)
     for waited in figures.queue_s:
         QUEUE_SECONDS.observe(waited)
 

@@ -185,8 +185,8 @@ class Service:
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
             max_tokens=model.bundle.max_tokens,
-            device=str(model.predictor.device),
-            precision=model.predictor.precision,
+            device=model.loaded.device,
+            precision=model.loaded.precision,
         )
 
     async def live(self, http: Request) -> Response:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.tokens import Text
     from service.answers import TextAnswer
     from service.explaining import Explained
-    from service.predictor import Scored
+    from service.scored import Scored
     from service.settings import Settings
 
 

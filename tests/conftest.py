@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,12 +13,43 @@ from hub import Hub
 from samples import TINY, rows
 
 from model.bundle import Bundle, load_bundle, save_bundle
+from service import compute, worker
+from service.compute import Compute
 from training.data import read_dataset
 from training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _workers_in_threads() -> Iterator[list[Compute]]:
+    """Workers of services in this process, without importing torch for each: their sockets and messages are real."""
+    made: list[Compute] = []
+
+    def start(device: str, cores: int, channels: Sequence[socket.socket]) -> None:
+        threading.Thread(target=worker.serve, args=(device, channels, cores, len(channels) - 1), daemon=True).start()
+
+    def noted(device: Compute, *args: Any) -> None:
+        made.append(device)
+        make(device, *args)
+
+    make = Compute.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "start_worker", start)
+        patch.setattr(Compute, "__init__", noted)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _workers_end(_workers_in_threads: list[Compute]) -> Iterator[None]:
+    """Those of a test, whose services nobody stops, end with it."""
+    before = len(_workers_in_threads)
+    yield
+    for device in _workers_in_threads[before:]:
+        device.close()
 
 
 @pytest.fixture
