@@ -1,8 +1,8 @@
-"""Messages between a replica and its worker process: JSON behind four bytes of length, over a pair of sockets.
+"""Messages between a replica and its engine: JSON behind four bytes of length, over a pair of sockets.
 
-A channel carries one question after the other. The worker reads and answers them in a thread that may wait; the
+A channel carries one question after the other. The engine reads and answers them in a thread that may wait; the
 replica asks on its event loop, or in a thread where it may wait too. No torch, no pickle.
-Used by service/compute.py and worker.py.
+Used by service/remote.py and engine.py.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_core import from_json, to_json
 
-from service.errors import WorkerError
+from service.errors import EngineError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
 HEAD = 4  # bytes of a message's length, the highest first
-REFUSED, FAILED = "refused", "failed"  # instead of an answer: the user's mistake, or where the worker failed
+REFUSED, FAILED = "refused", "failed"  # instead of an answer: the user's mistake, or where the engine failed
 
 
 class Refused(ValueError):
-    """The worker refused what it was asked, for a reason that the message tells the user."""
+    """The engine refused what it was asked, for a reason that the message tells the user."""
 
 
 def pack(message: Any) -> bytes:
@@ -34,12 +34,12 @@ def pack(message: Any) -> bytes:
 
 
 def answer_of(body: bytes) -> Any:
-    """What the worker answered. Raises Refused, and WorkerError where it failed."""
+    """What the engine answered. Raises Refused, and EngineError where it failed."""
     kind, value = from_json(body)
     if kind == REFUSED:
         raise Refused(value)
     if kind == FAILED:
-        raise WorkerError(*value)
+        raise EngineError(*value)
     return value
 
 
@@ -63,12 +63,12 @@ def _exactly(stream: socket.socket, size: int) -> bytes | None:
 
 
 def ask(stream: socket.socket, message: Any) -> Any:
-    """The answer to a message, waiting for it; to None, what the worker says first. Raises what answer_of() raises."""
+    """The answer to a message, waiting for it; to None, what the engine says first. Raises what answer_of() raises."""
     if message is not None:
         stream.sendall(pack(message))
     body = read(stream)
     if body is None:
-        raise WorkerError("WorkerLost", "the worker process has ended")
+        raise EngineError("EngineLost", "the engine has ended")
     return answer_of(body)
 
 
@@ -89,7 +89,7 @@ class Channel(asyncio.Protocol):
         """The answer to come; it raises what answer_of() raises."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._transport is None:
-            answer.set_exception(WorkerError("WorkerLost", "the worker process has ended"))
+            answer.set_exception(EngineError("EngineLost", "the engine has ended"))
         else:
             self._asked.append(answer)
             self._transport.write(pack(message))
@@ -109,15 +109,15 @@ class Channel(asyncio.Protocol):
             return
         try:
             answer.set_result(answer_of(body))
-        except (Refused, WorkerError) as error:
+        except (Refused, EngineError) as error:
             answer.set_exception(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The worker has gone, or close() was called."""
+        """The engine has gone, or close() was called."""
         self._transport = None
         for answer in self._asked:
             if not answer.done():
-                answer.set_exception(WorkerError("WorkerLost", "the worker process has ended"))
+                answer.set_exception(EngineError("EngineLost", "the engine has ended"))
         self._asked.clear()
         self._on_lost()
 

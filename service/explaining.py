@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN_LABELS = 10  # in an error
 ONE_JOB = 1  # less than any costs, so that none shares a pass
-JOBS = itertools.count()  # by which the worker knows them
+JOBS = itertools.count()  # by which the engine knows them
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,5 @@ class Explainer:
             found = await self._compute.step(["explain", name, self._model.id, *rows, job.label])
             if found is not None:
                 return [Attribution(*found) if math.isfinite(found[1]) else Failed()]
-        self._compute.tell(["stop_explaining", name])
+        self._compute.engine.tell(["stop_explaining", name])
         return [Failed()]  # nobody reads it

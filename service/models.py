@@ -86,8 +86,8 @@ class ServedModel:
         await asyncio.gather(self.batcher.drain(), self.explainer.batcher.drain())
 
     def close(self) -> None:
-        """Free it in the worker. Its queues' references back would keep it until the garbage collector comes."""
-        self._compute.tell(["let_go", self.loaded.id])
+        """Free it in the engine. Its queues' references back would keep it until the garbage collector comes."""
+        self._compute.engine.tell(["let_go", self.loaded.id])
         self.batcher.close()
         self.explainer.batcher.close()
         del self.explainer.batcher, self.explainer, self.batcher
@@ -189,21 +189,26 @@ class Models:
 
     def is_live(self, stuck_s: float) -> bool:
         """Whether no pass has run for longer than stuck_s, and the device answers."""
-        is_lost = self._compute.is_lost or any(model.is_broken for model in self)
+        is_lost = self._compute.engine.is_lost or any(model.is_broken for model in self)
         return self._compute.turns.pass_s() < stuck_s and not is_lost
+
+    @property
+    def engine(self) -> int:
+        """The id of the engine's process."""
+        return self._compute.engine.process_id
 
     def busy_s(self) -> float:
         """Seconds that the device has computed, since the start."""
         return self._compute.turns.busy_s()
 
     def wait_s(self) -> float:
-        """How long the device has to do with all that waits or runs, in seconds."""
-        return self._compute.turns.backlog_s()
+        """How long the tokenizer and the device have to do with all that waits or runs, in seconds."""
+        return self.tokenizing.backlog_s() + self._compute.turns.backlog_s()
 
     async def drain(self) -> None:
         """Answer what was accepted."""
         await asyncio.gather(*(model.drain() for model in self), *self._leaving)
-        self._compute.close()
+        self._compute.engine.close()
         self.tokenizing.close()
 
 

@@ -1,6 +1,6 @@
 """A bundle on a device: rows in, logits out, and what that costs.
 
-Called by service/worker.py, and offline by service/predict.py; the batcher decides what is in a pass.
+Called by service/engine.py, and offline by service/predict.py; the batcher decides what is in a pass.
 """
 
 from __future__ import annotations

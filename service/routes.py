@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,7 @@ class Service:
 
     def set_gauges(self) -> None:
         """What waits and what is held, right now."""
-        metrics.observe_process()
+        metrics.observe_memory(os.getpid(), self.models.engine)
         batchers = [model.batcher for model in self.models]
         metrics.QUEUE_TEXTS.set(sum(b.queue_texts for b in batchers))
         metrics.QUEUE_TOKENS.set(sum(b.queue_tokens for b in batchers))

@@ -91,6 +91,10 @@ class Tokenizing:
             del self._waiting[request]
         return results
 
+    def backlog_s(self) -> float:
+        """How long the thread has to do with what waits for it, in seconds."""
+        return sum(self._waiting.values()) * self._char_s
+
     def _timed(self, function: Callable[[Sequence[Text]], Result], part: Sequence[Text]) -> Result:
         start = time.perf_counter()
         result = function(part)

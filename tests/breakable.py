@@ -1,7 +1,8 @@
 """`heed serve` with a device that breaks on demand, and new settings on demand. Run by test_cluster.py, as a script.
 
-The device of the replica whose process id stands in the file BROKEN is lost for good (breakable_worker.py). A line of stdin is settings to change,
-as JSON: they are deployed anew, as `serve deploy` does it in a cluster. Ray is imported when its environment is set.
+The device of the replica whose process id stands in the file BROKEN is lost for good (breakable_engine.py). A line of
+stdin is settings to change, as JSON: they are deployed anew, as `serve deploy` does it in a cluster. Ray is imported
+when its environment is set.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ _start = launch.start
 
 
 def start(folder: Path, settings: Settings) -> None:
-    """Start with replicas whose worker looks at the file before each pass, then listen to stdin."""
+    """Start with replicas whose engine looks at the file before each pass, then listen to stdin."""
     from service import app
 
-    worker = str(Path(__file__).with_name("breakable_worker.py"))
+    program = str(Path(__file__).with_name("breakable_engine.py"))
 
     class Breakable(app.Replica):
         def __init__(self, settings: dict[str, Any]) -> None:
-            from service import compute
+            from service import remote
 
-            compute.WORKER = (worker,)
+            remote.PROGRAM = (program,)
             super().__init__(settings)
 
     app.Replica = Breakable  # type: ignore[misc]

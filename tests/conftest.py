@@ -13,8 +13,8 @@ from hub import Hub
 from samples import TINY, rows
 
 from model.bundle import Bundle, load_bundle, save_bundle
-from service import compute, worker
-from service.compute import Compute
+from service import engine, remote
+from service.remote import Remote
 from training.data import read_dataset
 from training.train import train
 
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _workers_in_threads() -> Iterator[list[Compute]]:
-    """Workers of services in this process, without importing torch for each: their sockets and messages are real."""
-    made: list[Compute] = []
+def _engines_in_threads() -> Iterator[list[Remote]]:
+    """Engines of services in this process, without importing torch for each: their sockets and messages are real."""
+    made: list[Remote] = []
 
     def start(device: str, cores: int, channels: Sequence[socket.socket]) -> None:
-        threading.Thread(target=worker.serve, args=(device, channels, cores, len(channels) - 1), daemon=True).start()
+        threading.Thread(target=engine.serve, args=(device, channels, cores, len(channels) - 2), daemon=True).start()
 
-    def noted(device: Compute, *args: Any) -> None:
+    def noted(device: Remote, *args: Any) -> None:
         made.append(device)
         make(device, *args)
 
-    make = Compute.__init__
+    make = Remote.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute, "start_worker", start)
-        patch.setattr(Compute, "__init__", noted)
+        patch.setattr(remote, "start_engine", start)
+        patch.setattr(Remote, "__init__", noted)
         yield made
 
 
 @pytest.fixture(autouse=True)
-def _workers_end(_workers_in_threads: list[Compute]) -> Iterator[None]:
+def _engines_end(_engines_in_threads: list[Remote]) -> Iterator[None]:
     """Those of a test, whose services nobody stops, end with it."""
-    before = len(_workers_in_threads)
+    before = len(_engines_in_threads)
     yield
-    for device in _workers_in_threads[before:]:
+    for device in _engines_in_threads[before:]:
         device.close()
 
 

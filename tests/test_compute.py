@@ -1,4 +1,4 @@
-"""The worker of a replica: a process that holds the weights, and ends with what it was started for."""
+"""The engine of a replica: a process that holds the weights, and ends with what it was started for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from model.forward import forward_rows
 from model.manifest import BundleError
 from model.tokens import Row
-from service import compute
+from service import remote
 from service.compute import Compute
-from service.errors import WorkerError
-from service.worker import share_cores
+from service.engine import share_cores
+from service.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from model.bundle import Bundle
 
 Result = TypeVar("Result")
-start_process = compute.start_worker  # before conftest.py puts it into threads
+start_process = remote.start_engine  # before conftest.py puts it into threads
 
 
 @pytest.mark.parametrize(("cores", "device", "expected"), [
@@ -40,10 +40,10 @@ def test_the_cores_are_shared_among_a_few_passes(cores: int, device: str, expect
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compute]:
-    monkeypatch.setattr(compute, "start_worker", start_process)
+    monkeypatch.setattr(remote, "start_engine", start_process)
     device = Compute("cpu", 2)
     yield device
-    device.close()
+    device.engine.close()
     assert process_of(device).returncode is not None
 
 
@@ -54,14 +54,14 @@ def run(device: Compute, work: Coroutine[None, None, Result]) -> Result:
         try:
             return await asyncio.wait_for(work, 20)
         finally:
-            device.close()
+            device.engine.close()
 
     return asyncio.run(then_close())
 
 
 def process_of(device: Compute) -> subprocess.Popen[bytes]:
-    assert device._process is not None
-    return device._process
+    assert device.engine._process is not None
+    return device.engine._process
 
 
 def test_a_process_of_its_own_computes_what_the_bundle_does(
@@ -76,7 +76,7 @@ def test_a_process_of_its_own_computes_what_the_bundle_does(
     assert model.bundle.calibration == bundle.calibration
 
 
-def test_what_the_worker_refuses_and_where_it_fails_is_said(
+def test_what_the_engine_refuses_and_where_it_fails_is_said(
     device: Compute, bundle_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BundleError, match=r"no config.json in the folder"):
@@ -86,45 +86,45 @@ def test_what_the_worker_refuses_and_where_it_fails_is_said(
     with pytest.raises(BundleError, match="files of the bundle were changed"):
         device.load(bundle_folder, "fp32", version="another")
     model = device.load(bundle_folder, "fp32")
-    with pytest.raises(WorkerError, match=r"IndexError at .*\.py:\d+"):
+    with pytest.raises(EngineError, match=r"IndexError at .*\.py:\d+"):
         run(device, device.run(model, [Row([10**9])]))
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "start_worker", start_process)
+    monkeypatch.setattr(remote, "start_engine", start_process)
     with pytest.raises(ValueError, match="device is not one of auto, cpu, cuda, cuda:N: tpu"):
         Compute("tpu", 2)
 
 
-def test_passes_of_a_worker_that_was_killed_fail_at_once(device: Compute, bundle_folder: Path) -> None:
+def test_passes_of_an_engine_that_was_killed_fail_at_once(device: Compute, bundle_folder: Path) -> None:
     model = device.load(bundle_folder, "fp32")
 
     async def passes() -> None:
         await device.run(model, [model.known_row])
-        assert not device.is_lost
+        assert not device.engine.is_lost
         os.kill(process_of(device).pid, signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(WorkerError, match="the worker process has ended"):
+            with pytest.raises(EngineError, match="the engine has ended"):
                 await device.run(model, [model.known_row])
-        assert device.is_lost
+        assert device.engine.is_lost
 
     run(device, passes())
 
 
-def test_a_worker_ends_with_a_replica_that_was_killed(bundle_folder: Path) -> None:
+def test_an_engine_ends_with_a_replica_that_was_killed(bundle_folder: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from service.compute import Compute; device = Compute('cpu', 1);"
-        "print(device._process.pid, flush=True); device.load(Path(sys.argv[1]), 'fp32'); time.sleep(60)"
+        "print(device.engine._process.pid, flush=True); device.load(Path(sys.argv[1]), 'fp32'); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, str(bundle_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as replica:
         assert replica.stdout is not None
-        worker = int(replica.stdout.readline())
+        engine = int(replica.stdout.readline())
         replica.kill()
     end = time.monotonic() + 20
-    while time.monotonic() < end and is_running(worker):
+    while time.monotonic() < end and is_running(engine):
         time.sleep(0.05)
-    assert not is_running(worker)
+    assert not is_running(engine)
 
 
 def is_running(pid: int) -> bool:

@@ -21,10 +21,10 @@ from model.forward import forward_rows
 from model.tokens import Row, Span
 from service import compute
 from service.compute import Compute
+from service.engine import Engine
 from service.models import Models
 from service.routes import Service
 from service.settings import Settings, Spec
-from service.worker import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,18 +184,18 @@ FIRST, SECOND, EARLIER, LATER = 1, 2, 3, 4
 
 
 def order_of_two_passes_and_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """In which order a worker computes: a step has been; while a pass runs, a step and then a second pass come."""
+    """In which order an engine computes: a step has been; while a pass runs, a step and then a second pass come."""
     order: list[int] = []
     release = threading.Event()
 
-    def one_pass(self: Worker, name: int, ids: object, types: object) -> list[object]:
+    def one_pass(self: Engine, name: int, ids: object, types: object) -> list[object]:
         if name == FIRST:
             release.wait()
         order.append(name)
         return [[], 0]
 
-    monkeypatch.setattr(Worker, "compute", one_pass)
-    monkeypatch.setattr(Worker, "stop_explaining", lambda self, job: order.append(job))
+    monkeypatch.setattr(Engine, "compute", one_pass)
+    monkeypatch.setattr(Engine, "stop_explaining", lambda self, job: order.append(job))
     device = Compute("cpu", 1)
 
     async def passes_and_a_step() -> None:
@@ -209,7 +209,7 @@ def order_of_two_passes_and_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]
         await asyncio.sleep(0)
         release.set()
         await asyncio.gather(*tasks)
-        device.close()
+        device.engine.close()
 
     asyncio.run(asyncio.wait_for(passes_and_a_step(), 20))
     return order

@@ -203,7 +203,7 @@ def test_a_version_that_nobody_needs_any_more_frees_its_memory_at_once(
                 model.promote(model.add(variant(factor)))
                 await served.follow()
             await asyncio.gather(*served.models._leaving)
-            for _ in range(100):  # the worker has been told
+            for _ in range(100):  # the engine has been told
                 await asyncio.sleep(0.01 * (weights() is not None))
             return weights() is None
 

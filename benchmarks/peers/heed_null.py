@@ -45,7 +45,7 @@ def without_forward_pass() -> None:
                 logits = np.zeros((len(rows), len(model.bundle.labels)), dtype=np.float32)
                 return logits, sum(row.tokens for row in rows)
 
-            Compute.run = constants  # type: ignore[method-assign]
+            Compute.run = constants  # type: ignore[method-assign, assignment]
             super().__init__(settings)
 
     service.app.Replica = NullReplica  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The worker of a replica, with a device that is lost once the replica's process id stands in the file BROKEN."""
+"""The engine of a replica, with a device that is lost once the replica's process id stands in the file BROKEN."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.forward import Forward
-from service import worker
+from service import engine
 
 launch = Forward.launch
 
@@ -20,5 +20,5 @@ def lost_or_not(forward: Forward, *args: Any) -> Any:
 
 
 if __name__ == "__main__":
-    Forward.launch = lost_or_not  # type: ignore[method-assign]
-    worker.main()
+    Forward.launch = lost_or_not  # type: ignore[method-assign, assignment]
+    engine.main()

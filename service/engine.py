@@ -1,8 +1,8 @@
-"""The worker process of a replica: it holds the weights, and computes what the replica asks over a few sockets.
+"""The engine of a replica: it holds the weights, and computes what the replica asks over a few sockets.
 
 A process of its own, because a pass is hundreds of calls that each want Python's interpreter lock, and the replica
 holds it whenever it reads, tokenizes and answers: together they got a tenth less done (benchmarks/RESULTS.md). A thread
-for each channel; each channel carries one question at a time. Started by service/compute.py, ends with its replica.
+for each channel; each channel carries one question at a time. Started by service/remote.py, ends with its replica.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic_core import from_json
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from model.attribution import Attribution
 
 
-class Worker:
+class Engine:
     """The models of a replica on its device. Each public method is a question, its name the first of the message."""
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +50,10 @@ class Worker:
         bundle = load_bundle(Path(folder))
         if version not in (None, bundle.version):
             raise BundleError(f"files of the bundle were changed after it was added to the registry: {folder}")
-        self._models[name] = predictor = Predictor(bundle, self._device, precision)
+        try:
+            self._models[name] = predictor = Predictor(bundle, self._device, precision)
+        except ValueError as error:  # a precision that this model or device has not
+            raise BundleError(f"{bundle.name}: {error}") from None
         row = predictor.known_row
         return {
             "name": bundle.name,
@@ -74,7 +78,8 @@ class Worker:
         """The next step of the warm-up; the last gives the cost of passes, or the one that is known."""
         if name not in self._warming:
             self._warming[name] = self._models[name].warm_up_steps(Cost(*cost) if cost else None)
-        found = next(self._warming[name])
+        with self._launching:  # a graph is captured while nothing else is launched
+            found = next(self._warming[name])
         if found is None:
             return None
         del self._warming[name]
@@ -91,13 +96,16 @@ class Worker:
         """The next step of an explanation; the last gives the scores of the tokens and their gap."""
         if job not in self._explaining:
             self._explaining[job] = self._models[name].explain(Row(*row), Row(*baseline), label)
-        found = None
         try:
-            found = next(self._explaining[job])
-        finally:
-            if found is not None or sys.exc_info()[0] is not None:
-                self.stop_explaining(job)
-        return None if found is None else [found.scores, found.gap]
+            with self._launching:
+                found = next(self._explaining[job])
+        except Exception:
+            self.stop_explaining(job)
+            raise
+        if found is None:
+            return None
+        self.stop_explaining(job)
+        return [found.scores, found.gap]
 
     def stop_explaining(self, job: int) -> None:
         """Nobody wants it any more."""
@@ -110,29 +118,29 @@ class Worker:
 
     def answer(self, body: bytes) -> bytes:
         """The packed answer to a packed question."""
-        from pydantic_core import from_json
-
         question, *arguments = from_json(body)
         try:
             return pack(["answer", getattr(self, question)(*arguments)])
-        except (BundleError, ValueError) as error:
-            ours = isinstance(error, BundleError) or question == "load"  # speaks of files and settings
-            return pack([REFUSED, str(error)] if ours else [FAILED, [type(error).__name__, where(error)]])
+        except BundleError as error:
+            return pack([REFUSED, str(error)])
         except Exception as error:  # the replica decides what it means
             return pack([FAILED, [type(error).__name__, where(error)]])
 
 
-def answer_all(worker: Worker, channel: socket.socket, threads: int) -> None:
+def answer_all(engine: Engine, channel: socket.socket, threads: int) -> None:
     """Answer what comes over a channel, until the replica has gone."""
     torch.set_num_threads(threads)
     with channel, contextlib.suppress(OSError):
         while (body := read(channel)) is not None:
-            channel.sendall(worker.answer(body))
+            channel.sendall(engine.answer(body))
 
 
-def serve(device_name: str, channels: Sequence[socket.socket], cores: int, max_workers: int) -> list[threading.Thread]:
-    """Say on the first channel what there is, then answer on all, each in a thread that is returned."""
-    control, *others = channels
+def serve(device_name: str, channels: Sequence[socket.socket], cores: int, max_passes: int) -> list[threading.Thread]:
+    """Say on the first channel what there is, then answer on all, each in a thread that is returned.
+
+    The second channel is for passes that are alone: its thread has all the cores.
+    """
+    control = channels[0]
     try:
         device = choose_device(device_name)
     except ValueError as error:
@@ -140,19 +148,23 @@ def serve(device_name: str, channels: Sequence[socket.socket], cores: int, max_w
         for channel in channels:
             channel.close()
         return []
-    workers, threads = share_cores(cores, device.type, max_workers)
-    control.sendall(pack(["answer", [device.type, workers, threads]]))
-    worker = Worker(device)
-    parts = [threading.Thread(target=answer_all, args=(worker, c, threads), daemon=True) for c in (control, *others)]
+    passes, threads = share_cores(cores, device.type, max_passes)
+    control.sendall(pack(["answer", [device.type, passes, threads]]))
+    engine = Engine(device)
+    share = [threads, passes * threads, *[threads] * max_passes]
+    parts = [
+        threading.Thread(target=answer_all, args=(engine, channel, n), daemon=True)
+        for channel, n in zip(channels, share, strict=True)
+    ]
     for part in parts:
         part.start()
     return parts
 
 
-def share_cores(cores: int, device_type: str, max_workers: int) -> tuple[int, int]:
+def share_cores(cores: int, device_type: str, max_passes: int) -> tuple[int, int]:
     """Passes at once, and threads of each, for so many cores of the host."""
-    workers = min(cores, max_workers) if device_type == "cpu" else 1
-    return workers, max(1, cores // workers)
+    passes = min(cores, max_passes) if device_type == "cpu" else 1
+    return passes, max(1, cores // passes)
 
 
 def main() -> None:
@@ -160,7 +172,7 @@ def main() -> None:
     device, cores, *handles = sys.argv[1:]
     channels = [socket.socket(fileno=int(handle)) for handle in handles]
     torch.set_num_threads(1)  # a team of OpenMP threads for each channel, and none besides
-    threads = serve(device, channels, int(cores), len(channels) - 1)
+    threads = serve(device, channels, int(cores), len(channels) - 2)
     if threads:
         threads[0].join()
     os._exit(0)  # a pass that hangs does not hold it
