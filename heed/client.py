@@ -91,6 +91,8 @@ class AsyncClient:
     """A Heed service, asked by asyncio; `concurrency` requests of one long list are under way at a time."""
 
     def __init__(self, url: str, api_key: str | None = None, *, concurrency: int = 4) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is at least 1, not: {concurrency}")
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key))
         self._limits: Limits | None = None
         self._concurrency = concurrency

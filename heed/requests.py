@@ -27,6 +27,7 @@ REQUEST_S = 60.0  # for a request of a call without a deadline, retries included
 GRACE_S = 1.0  # the service's own word that the deadline is past says more than a socket that times out
 MAX_TIMEOUT_MS = 600_000  # the service takes no later one
 PASSING = {429, 503}  # refusals that pass
+LEAST_WAIT_S = 0.1  # also where Retry-After says 0
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0  # where no Retry-After says how long
 ENVELOPE_BYTES = 4096  # of a body, for what is not texts
 
@@ -134,6 +135,7 @@ def retry_in(response: httpx.Response, attempt: int, deadline: Deadline) -> floa
     wait_s = _asked_wait(response.headers)
     if wait_s is None:
         wait_s = min(FIRST_WAIT_S * 2 ** min(attempt, 10), MAX_WAIT_S)
+    wait_s = max(wait_s, LEAST_WAIT_S)
     return wait_s if wait_s < deadline.left_s else None
 
 
@@ -143,7 +145,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError):  # no date, or one of no time zone
         return None
 
