@@ -185,6 +185,7 @@ class Service:
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
             max_tokens=model.bundle.max_tokens,
+            coverage=model.bundle.calibration.coverage,
             device=str(model.predictor.device),
             precision=model.predictor.precision,
         )
