@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import dialects, metrics
+from service import dialects, metrics, page
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -274,6 +274,7 @@ class Service:
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+                *page.routes(),
                 *dialects.routes(self),
             ],
             exception_handlers={HTTPException: not_a_route},
