@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import dialects, metrics
+from service import dialects, metrics, page
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -186,6 +186,7 @@ class Service:
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
             max_tokens=model.bundle.max_tokens,
+            coverage=model.bundle.calibration.coverage,
             device=model.loaded.device,
             precision=model.loaded.precision,
         )
@@ -274,6 +275,7 @@ class Service:
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+                *page.routes(),
                 *dialects.routes(self),
             ],
             exception_handlers={HTTPException: not_a_route},

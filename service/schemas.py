@@ -310,6 +310,9 @@ class ModelInfo(BaseModel):
     labels: list[str]
     problem_type: Literal["single_label_classification", "multi_label_classification"]
     max_tokens: int
+    coverage: Annotated[
+        float | None, Field(description="Share of texts whose label_set holds the true label; null: no such sets.")
+    ]
     device: str
     precision: str
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = {"model", "service", "training"}
+OURS = {"heed", "model", "service", "training"}
 MAY_IMPORT = {
+    "heed": {"httpx"},
     "model": {"torch", "tokenizers", "safetensors", "numpy", "huggingface_hub"},
     "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
     "service": {
