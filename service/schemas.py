@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_DETAILS = 20
 OnLong = Literal["truncate", "error", "window"]
 Priority = Literal["interactive", "bulk"]
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class ClassifyRequest(BaseModel):
@@ -104,7 +105,7 @@ def request_model(settings: Settings) -> type[ClassifyRequest]:
     return create_model("ClassifyRequest", __base__=ClassifyRequest, **fields)
 
 
-def parse_request(model: type[ClassifyRequest], body: bytes) -> ClassifyRequest:
+def parse_request(model: type[Parsed], body: bytes) -> Parsed:
     """Bytes -> request. Raises NotJSON or InvalidRequest; neither repeats the input."""
     try:
         return model.model_validate_json(body)
@@ -128,8 +129,9 @@ def _details(problems: list[ErrorDetails], known: list[str]) -> list[dict[str, s
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
-    """("texts", 0) -> texts[0]."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    """("texts", 0) -> texts[0]; a part in <> is a branch of a union, not a name that was sent."""
+    named = [part for part in location if not str(part).startswith("<")]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in named]
     return "".join(parts).lstrip(".")
 
 

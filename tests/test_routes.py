@@ -244,7 +244,10 @@ def test_what_is_served_is_listed(ask: Ask, bundle: Bundle) -> None:
         (name, bundle.version, ["negative", "positive"]) for name in ("mood", "other")
     ]
     assert listed["max_texts_per_request"] == 50
-    assert ask("/info").json() == listed
+    info = ask("/info").json()
+    assert {key: info[key] for key in ("models", "max_texts_per_request")} == {
+        key: listed[key] for key in ("models", "max_texts_per_request")
+    }
 
 
 def test_a_version_can_be_asked_for(ask: Ask, bundle: Bundle) -> None:
