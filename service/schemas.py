@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -34,6 +35,14 @@ Priority = Literal["interactive", "bulk"]
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)  # 4.0 is an integer in JSON Schema, and so in the documentation
+Count = Annotated[int, Field(ge=1), Whole]
+
+
 class ClassifyRequest(BaseModel):
     """Texts, or pairs of texts read together, to classify. Unknown fields are refused."""
 
@@ -53,7 +62,7 @@ class ClassifyRequest(BaseModel):
     texts: Annotated[list[str] | None, Field(description="Texts to classify; or send pairs.")] = None
     pairs: Annotated[list[tuple[str, str]] | None, Field(description="Pairs of texts, each read together.")] = None
     model: Annotated[str | None, Field(description="NAME or NAME@VERSION; default: the first served.")] = None
-    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    top_k: Annotated[Count | None, Field(description="Labels per text, best first; null: all.")] = None
     raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
     on_long: Annotated[
         OnLong,
@@ -68,8 +77,8 @@ class ClassifyRequest(BaseModel):
         bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
     ] = False
     timeout_ms: Annotated[
-        int | None,
-        Field(ge=1, le=600_000, description="Answer within this time, or 504; 429 at once where that cannot be."),
+        Annotated[int, Field(ge=1, le=600_000), Whole] | None,
+        Field(description="Answer within this time, or 504; 429 at once where that cannot be."),
     ] = None
     priority: Annotated[
         Priority | None,

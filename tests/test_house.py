@@ -47,6 +47,7 @@ NO_TORCH = [
     "bench",
     "figures",
     "load",
+    *(f"dialects/{path.stem}" for path in (ROOT / "service" / "dialects").glob("*.py")),
 ]
 SCRIPTS = {"service/haproxy.py", "service/guard.py"}  # run by path, without site-packages
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in OURS for p in (ROOT / package).rglob("*.py"))

@@ -85,6 +85,7 @@ def test_every_parameter_changes_the_answer(ask: Ask) -> None:
     [scores] = ask("/v1/classify", {"texts": [text]}).json()["results"]
     [top] = ask("/v1/classify", {"texts": [text], "top_k": 1}).json()["results"]
     assert top["labels"] == scores["labels"][:1]
+    assert ask("/v1/classify", {"texts": [text], "top_k": 1.0}).json()["results"] == [top]
     [raw] = ask("/v1/classify", {"texts": [text], "raw_scores": True}).json()["results"]
     assert raw["labels"][0]["score"] > 1
     assert ask("/v1/classify", {"texts": [text], "model": "other"}).json()["model"] == "other"

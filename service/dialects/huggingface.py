@@ -27,7 +27,7 @@ from service.dialects.common import (
 )
 from service.http import as_json, counted
 from service.openapi import operation
-from service.schemas import parse_request
+from service.schemas import Count, parse_request
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -47,7 +47,7 @@ Function = Literal["sigmoid", "softmax", "none"]
 class PipelineParameters(Foreign):
     """The parameters of a text-classification pipeline that there are."""
 
-    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    top_k: Annotated[Count | None, Field(description="Labels per text, best first; null: all.")] = None
     function_to_apply: Annotated[
         Function | None, Field(description="What makes scores of logits; null: what the model was trained with.")
     ] = None

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.routing import Route
 
 from service.dialects.common import STARTED, Foreign, Prediction, list_type, message, predictions, scored, text_type
-from service.errors import NoSuchModel, NotJSON, ServiceError
+from service.errors import NotJSON, ServiceError
 from service.http import as_json, counted
 from service.openapi import operation
 from service.schemas import ClassifyRequest, ModelInfo, parse_request
@@ -155,7 +155,7 @@ def routes(service: Service) -> list[Route]:
 def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of them."""
     request = classify_request(service.settings)
-    errors = dict.fromkeys((400, 413, 429, 500, 503, 504), InfinityError) | {422: InfinityValidationError}
+    errors = dict.fromkeys((404, 413, 429, 500, 503, 504), InfinityError) | {422: InfinityValidationError}
     failed = {500: InfinityError}
     return {
         CLASSIFY: {"post": operation("infinity's classification", InfinityResponse, errors, request)},
@@ -198,13 +198,14 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     status = error_status(error)
     if status == 422:
         details = error.details or [{"field": "", "message": message(error)}]
-        wrong = [{"loc": ["body", d["field"]], "msg": d["message"], "type": error.code} for d in details]
+        wrong = [
+            {"loc": ["body", d["field"]] if d["field"] else ["body"], "msg": d["message"], "type": error.code}
+            for d in details
+        ]
         return {"detail": wrong}
     return {"error": {"message": message(error), "type": None, "param": None, "code": status}}
 
 
 def error_status(error: ServiceError) -> int:
-    """As in the native API, but for two that infinity has otherwise."""
-    if isinstance(error, NotJSON):
-        return 422
-    return 400 if isinstance(error, NoSuchModel) else error.status
+    """As in the native API, but for a body that is not JSON: FastAPI counts it among those that do not validate."""
+    return 422 if isinstance(error, NotJSON) else error.status

@@ -15,7 +15,7 @@ from service.dialects.common import Foreign, either_type, list_type, message, sc
 from service.errors import InvalidRequest, NotJSON, ServiceError, TooManyTokens
 from service.http import as_json, counted
 from service.openapi import operation
-from service.schemas import ClassifyRequest, parse_request
+from service.schemas import ClassifyRequest, Whole, parse_request
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -60,6 +60,7 @@ class VLLMRequest(Foreign):
     priority: Annotated[
         int,
         Field(ge=-INT64, lt=INT64, description="Below 0: before others; above: others go first, as priority=bulk."),
+        Whole,
     ] = 0
     user: Annotated[None, Field(description="Nothing would depend on it.")] = None
     messages: Annotated[None, Field(description="There is no chat template: send input.")] = None
@@ -133,7 +134,10 @@ def classify_request(service: Service) -> type[VLLMRequest]:
     documented = VLLMRequest.model_fields
     fields: dict[str, Any] = {
         "input": (given, documented["input"]),
-        "truncate_prompt_tokens": (Literal[-1, *lengths] | None, documented["truncate_prompt_tokens"]),
+        "truncate_prompt_tokens": (
+            Annotated[Literal[-1, *lengths], Whole] | None,
+            documented["truncate_prompt_tokens"],
+        ),
     }
     return create_model("VLLMRequest", __base__=VLLMRequest, **fields)
 
