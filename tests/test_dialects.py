@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from clients import python_with, run_client
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,6 +145,19 @@ def test_infinity_client_classifies_and_lists_models(replica: Replica, clients: 
 def test_openai_client_asks_vllms_classify_and_lists_models(replica: Replica, clients: Path) -> None:
     answer = run_client(clients, VLLM, replica.url)
     assert answer == {"model": "mood", "many": ["positive", "negative"], "errors": ["NotFoundError", "input"]}
+
+
+@pytest.mark.slow
+def test_inference_client_classifies_behind_the_ingress(bundle_folder: Path) -> None:
+    server = Server(f"mood={bundle_folder}")
+    try:
+        for path in ("", "/predict", "/models/mood"):
+            [best] = InferenceClient(model=server.url + path).text_classification("the dull town", top_k=1)
+            assert best.label == "negative"
+        for path in ("/classify", "/infinity/classify"):
+            assert httpx.post(server.url + path, json={"input": ["a film"]}).json()["model"] == "mood"
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow  # its package is large

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STARTED = int(time.time())  # Unix time of this process, for clients that want to know when a model was created
 WORDS: dict[type[ServiceError], str] = {  # where the native message names a field that only the native API has
     Overloaded: "too much is waiting to answer this in time: send it again in {} s",
-    DeadlineExceeded: "the answer takes longer than allowed, send fewer texts a request, or later (ms): {}",
+    DeadlineExceeded: "no answer in the time that is allowed, send fewer texts a request, or send it later (ms): {}",
 }
 
 

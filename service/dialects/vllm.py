@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic_core import PydanticCustomError
 from starlette.routing import Route
 
 from service.dialects.common import Foreign, either_type, list_type, message, scored, text_type
@@ -37,6 +38,12 @@ TYPES = {
 }
 
 
+def _always(value: bool) -> bool:
+    if not value:
+        raise PydanticCustomError("always", "the model was trained with special tokens: send true, or leave it out")
+    return value
+
+
 class VLLMRequest(Foreign):
     """What the clients of vLLM send; the limits are set by classify_request()."""
 
@@ -53,7 +60,11 @@ class VLLMRequest(Foreign):
         ),
     ] = None
     truncation_side: Annotated[Literal["right"] | None, Field(description="It is the end that is cut.")] = None
-    add_special_tokens: Annotated[Literal[True], Field(description="They are what the model was trained with.")] = True
+    add_special_tokens: Annotated[
+        bool,
+        Field(description="They are what the model was trained with.", json_schema_extra={"const": True}),
+        AfterValidator(_always),
+    ] = True
     request_id: Annotated[
         str | None, Field(min_length=1, max_length=128, description="What the id of the answer ends with.")
     ] = None
