@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from replica import Replica
+
+from service.settings import SENTIMENT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Post
 
 LONG = "good " * 500
@@ -90,3 +96,13 @@ def test_errors_have_openais_shape_and_name_its_fields(
 def test_fields_that_a_client_sends_as_null_are_as_if_they_were_not_there(post: Post) -> None:
     nothing = dict.fromkeys(("model", "user", "messages", "truncate_prompt_tokens", "truncation_side"))
     assert classify(post, **nothing)["data"] == classify(post)["data"]
+
+
+def test_a_length_that_another_model_reads_is_refused(bundle_folder: Path) -> None:
+    with Replica({"mood": bundle_folder, "sentiment": SENTIMENT}) as replica:
+        body = {"input": "a film", "model": "sentiment", "truncate_prompt_tokens": 64}
+        refused = httpx.post(f"{replica.url}/classify", json=body, timeout=20)
+        body["truncate_prompt_tokens"] = 256
+        assert httpx.post(f"{replica.url}/classify", json=body, timeout=20).status_code == 200
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "truncate_prompt_tokens")
+    assert "send -1 or 256" in refused.json()["error"]["message"]
