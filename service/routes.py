@@ -88,7 +88,7 @@ class Service:
         self.models, self.settings = models, settings
         self.following = Following(models, settings.registry_poll_s)
         self._request_model = request_model(settings)
-        self._openapi = openapi(self._request_model)
+        self._openapi = openapi(self._request_model, dialects.paths(self))
         self._is_draining = False
         self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
@@ -162,15 +162,13 @@ class Service:
         spans = await self.models.tokenizing.spans(model.bundle, request.inputs)
         return await model.explainer.explain(answers, spans, label, deadline - time.perf_counter())
 
-    async def list_models(self, http: Request) -> Response:
-        """GET /v1/models and GET /info."""
-        return as_json(
-            ModelList(
-                models=[self._model_info(spec.name) for spec in self.models.specs],
-                max_texts_per_request=self.settings.max_texts_per_request,
-                max_text_chars=self.settings.max_text_chars,
-                max_body_bytes=self.settings.max_body_bytes,
-            )
+    def model_list(self) -> ModelList:
+        """What is served; service/dialects/listing.py answers with it."""
+        return ModelList(
+            models=[self._model_info(spec.name) for spec in self.models.specs],
+            max_texts_per_request=self.settings.max_texts_per_request,
+            max_text_chars=self.settings.max_text_chars,
+            max_body_bytes=self.settings.max_body_bytes,
         )
 
     def _model_info(self, name: str) -> ModelInfo:
@@ -266,8 +264,6 @@ class Service:
             classify,
             routes=[
                 Route(CLASSIFY, classify, methods=["POST"]),
-                route("/v1/models", self.list_models),
-                route("/info", self.list_models),
                 route("/health/live", self.live),
                 route("/health/ready", self.ready),
                 route("/health", self.health),

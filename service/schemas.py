@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 MAX_DETAILS = 20
 OnLong = Literal["truncate", "error", "window"]
 Priority = Literal["interactive", "bulk"]
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)  # 4.0 is an integer in JSON Schema, and so in the documentation
+Count = Annotated[int, Field(ge=1), Whole]
 
 
 class ClassifyRequest(BaseModel):
@@ -52,7 +62,7 @@ class ClassifyRequest(BaseModel):
     texts: Annotated[list[str] | None, Field(description="Texts to classify; or send pairs.")] = None
     pairs: Annotated[list[tuple[str, str]] | None, Field(description="Pairs of texts, each read together.")] = None
     model: Annotated[str | None, Field(description="NAME or NAME@VERSION; default: the first served.")] = None
-    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    top_k: Annotated[Count | None, Field(description="Labels per text, best first; null: all.")] = None
     raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
     on_long: Annotated[
         OnLong,
@@ -67,8 +77,8 @@ class ClassifyRequest(BaseModel):
         bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
     ] = False
     timeout_ms: Annotated[
-        int | None,
-        Field(ge=1, le=600_000, description="Answer within this time, or 504; 429 at once where that cannot be."),
+        Annotated[int, Field(ge=1, le=600_000), Whole] | None,
+        Field(description="Answer within this time, or 504; 429 at once where that cannot be."),
     ] = None
     priority: Annotated[
         Priority | None,
@@ -104,7 +114,7 @@ def request_model(settings: Settings) -> type[ClassifyRequest]:
     return create_model("ClassifyRequest", __base__=ClassifyRequest, **fields)
 
 
-def parse_request(model: type[ClassifyRequest], body: bytes) -> ClassifyRequest:
+def parse_request(model: type[Parsed], body: bytes) -> Parsed:
     """Bytes -> request. Raises NotJSON or InvalidRequest; neither repeats the input."""
     try:
         return model.model_validate_json(body)
@@ -128,8 +138,9 @@ def _details(problems: list[ErrorDetails], known: list[str]) -> list[dict[str, s
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
-    """("texts", 0) -> texts[0]."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    """("texts", 0) -> texts[0]; a part in <> is a branch of a union, not a name that was sent."""
+    named = [part for part in location if not str(part).startswith("<")]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in named]
     return "".join(parts).lstrip(".")
 
 

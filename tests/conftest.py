@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import torch
 from hub import Hub
+from replica import Replica
 from samples import TINY, rows
 
 from model.bundle import Bundle, load_bundle, save_bundle
+from model.scores import MULTI, Calibration
 from service import engine, remote
 from service.remote import Remote
 from training.data import read_dataset
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    Post = Callable[[str, object], httpx.Response]
+
+REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,6 +98,41 @@ def variant(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tags_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, with labels that do not exclude one another."""
+    bundle = load_bundle(bundle_folder)
+    assert bundle.manifest is not None
+    folder = tmp_path_factory.mktemp("tags") / "tags"
+    manifest = replace(bundle.manifest, problem_type=MULTI, calibration=Calibration())
+    save_bundle(folder, bundle.classifier, bundle.tokenizer, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def replica(bundle_folder: Path, tags_folder: Path) -> Iterator[Replica]:
+    """A replica behind HTTP with the models mood, the default, and tags, of several labels a text."""
+    models = {"mood": bundle_folder, "tags": tags_folder}
+    with Replica(models, **REPLICA_LIMITS) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def post(replica: Replica) -> Iterator[Post]:
+    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+    with httpx.Client(base_url=replica.url, timeout=20) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+
+        def send(path: str, body: object) -> httpx.Response:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            response = client.post(path, content=content)
+            documented = "/models/{name}" if path.startswith("/models/") else path
+            assert str(response.status_code) in paths[documented]["post"]["responses"]
+            return response
+
+        yield send
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def test_every_parameter_changes_the_answer(ask: Ask) -> None:
     [scores] = ask("/v1/classify", {"texts": [text]}).json()["results"]
     [top] = ask("/v1/classify", {"texts": [text], "top_k": 1}).json()["results"]
     assert top["labels"] == scores["labels"][:1]
+    assert ask("/v1/classify", {"texts": [text], "top_k": 1.0}).json()["results"] == [top]
     [raw] = ask("/v1/classify", {"texts": [text], "raw_scores": True}).json()["results"]
     assert raw["labels"][0]["score"] > 1
     assert ask("/v1/classify", {"texts": [text], "model": "other"}).json()["model"] == "other"
@@ -244,7 +245,10 @@ def test_what_is_served_is_listed(ask: Ask, bundle: Bundle) -> None:
         (name, bundle.version, ["negative", "positive"]) for name in ("mood", "other")
     ]
     assert listed["max_texts_per_request"] == 50
-    assert ask("/info").json() == listed
+    info = ask("/info").json()
+    assert {key: info[key] for key in ("models", "max_texts_per_request")} == {
+        key: listed[key] for key in ("models", "max_texts_per_request")
+    }
 
 
 def test_a_version_can_be_asked_for(ask: Ask, bundle: Bundle) -> None:
