@@ -129,6 +129,7 @@ class Engine:
 
 def answer_all(engine: Engine, channel: socket.socket, threads: int) -> None:
     """Answer what comes over a channel, until the replica has gone."""
+    torch.get_num_threads()  # a thread's first operation takes the number that any thread has set last: this is it
     torch.set_num_threads(threads)
     with channel, contextlib.suppress(OSError):
         while (body := read(channel)) is not None:
