@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from model.bundle import load_bundle
 from model.device import DTYPES, choose_precision
 from service.planning import plan_pass
-from service.predictor import Predictor, Scored
+from service.predictor import Predictor
+from service.scored import Scored
 from service.settings import available_cores
 
 if TYPE_CHECKING:

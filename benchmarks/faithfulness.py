@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from model.attribution import masked
 from model.bundle import load_bundle
-from model.explain import attention_weights, batch_for, explain, masked
+from model.explain import attention_weights, batch_for, explain
 from model.forward import forward_rows
 from model.records import read_records
 from model.scores import SINGLE, probabilities

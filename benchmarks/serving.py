@@ -34,7 +34,8 @@ from service.bench import numbers, positive, positive_float
 from service.figures import figures, together
 from service.launch import leave_on_signal
 from service.load import closed_loop, run
-from service.predictor import Predictor, Scored
+from service.predictor import Predictor
+from service.scored import Scored
 from service.settings import available_cores
 
 if TYPE_CHECKING:

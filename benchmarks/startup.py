@@ -46,6 +46,9 @@ def run(arguments: list[str]) -> tuple[float, list[Row]]:
             server.send_signal(signal.SIGTERM)
 
 
+NAMED = r"ray::|service\.engine|guard.py|gcs_server|raylet$|haproxy$"
+
+
 def classify(port: int) -> None:
     """One request, answered."""
     body = json.dumps({"texts": ["a gorgeous, witty, seductive movie"]}).encode()
@@ -70,7 +73,7 @@ def family(pid: int) -> list[int]:
 def memory(pid: int) -> Row:
     """Name of a process, and MiB that it holds."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().split()
-    name = next((word for word in words if re.search(r"ray::|guard.py|gcs_server|raylet$|haproxy$", word)), words[0])
+    name = next((word for word in words if re.search(NAMED, word)), words[0])
     figures = dict(re.findall(r"(?m)^(Rss|Pss):\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text()))
     return {
         "process": "heed serve" if "serve" in words else Path(name).name,

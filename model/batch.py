@@ -181,12 +181,6 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Seg
     return starts, tuple(segments), start
 
 
-def computed_tokens(lengths: Sequence[int], layout: Layout) -> int:
-    """T of a batch of these rows."""
-    _, _, total = place(lengths, layout)
-    return total
-
-
 def plan_blocks(lengths: Sequence[int]) -> list[Block]:
     """Put rows into blocks, those of one width together, so that padding and attention cost little together."""
     if len(lengths) == 1:

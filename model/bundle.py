@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,15 +37,16 @@ from model.folder import (
     tokenizer_settings,
 )
 from model.forward import forward_rows
-from model.manifest import BundleError, Manifest
-from model.scores import MULTI, SINGLE, Calibration, ProblemType
-from model.tokens import Tokenizer, tokenizer_config
+from model.manifest import BundleError, Described, Manifest
+from model.scores import MULTI, SINGLE, Calibration
+from model.tokens import tokenizer_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from model.encoder import EncoderConfig
+    from model.tokens import Tokenizer
 
 HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -63,17 +63,10 @@ PROBE_TOLERANCE = 1e-3  # fp32 logits, between processors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class Bundle(Described):
     """A loaded model: everything that is needed to answer."""
 
-    name: str
-    version: str
-    labels: list[str]
-    problem_type: ProblemType
-    max_tokens: int
-    calibration: Calibration
     classifier: Classifier
-    tokenizer: Tokenizer
     manifest: Manifest | None  # None for a checkpoint that Heed did not write
 
 
@@ -172,11 +165,6 @@ def content_hash(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def now() -> str:
-    """The time as a manifest writes it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def load_encoder(

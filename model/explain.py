@@ -12,13 +12,14 @@ Letters: L tokens of the row, D width, P points on the line, C labels, H heads, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from model.attention import SelfAttention
+from model.attribution import POINTS, Attribution
 from model.batch import make_batch
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from model.attention import View
     from model.batch import Batch
     from model.encoder import Classifier
-    from model.tokens import Row, Span, Tokenizer
+    from model.tokens import Row
 
-POINTS = 5  # odd: the middle point of a piece is an end of its halves
 MAX_PIECES = 32
 TOLERANCE = 0.05  # of the target, log-odds
 STEP_TOKENS = 64  # of one forward and backward pass, longer rows one by one: what others may have to wait for
@@ -39,25 +39,6 @@ STEP_TOKENS = 64  # of one forward and backward pass, longer rows one by one: wh
 _nodes, _weights = np.polynomial.legendre.leggauss(POINTS)
 NODES = torch.tensor((_nodes + 1) / 2, dtype=torch.float32)  # Gauss-Legendre, in (0, 1)
 WEIGHTS = torch.tensor(_weights / 2, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """A score per token of the row, 0 where the baseline has the same token.
-
-    scores sum to target(row) - target(baseline) - gap; |gap| <= TOLERANCE unless MAX_PIECES did not suffice.
-    """
-
-    scores: list[float]
-    gap: float
-
-
-def masked(row: Row, spans: Sequence[Span | None], tokenizer: Tokenizer) -> Row:
-    """The baseline of a row: its special tokens, where spans are None, among blanks."""
-    special = tokenizer.special_tokens
-    token = special.get("mask") or special.get("unk")
-    blank = (tokenizer.token_id(token) if token else None) or 0
-    return replace(row, ids=[i if span is None else blank for i, span in zip(row.ids, spans, strict=True)])
 
 
 def explain(classifier: Classifier, row: Row, baseline: Row, label: int, *, is_multi: bool = False) -> Attribution:

@@ -6,6 +6,7 @@ Called by service/predictor.py, and by evaluation, calibration and probes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 PASS_TOKENS = 4096  # offline: nobody waits for the end of a pass
 WARM_UP_ROWS = (1, 2, 8, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A pass under way: called, it waits for the logits (B, C)."""
+
+    wait: Callable[[], Array]
+    computed_tokens: int  # padding included
+
+    def __call__(self) -> Array:
+        """The logits (B, C)."""
+        return self.wait()
 
 
 class Forward:
@@ -48,14 +61,15 @@ class Forward:
             yield from self._cuda.capture()
 
     @torch.inference_mode()
-    def launch(self, rows: Sequence[Row]) -> Callable[[], Array]:
-        """Start a pass; what is returned waits for its logits (B, C)."""
+    def launch(self, rows: Sequence[Row]) -> Launched:
+        """Start a pass."""
         config = self._classifier.config
         batch = make_batch(rows, self.layout, config.pad_id, config.first_position)
+        tokens = batch.tokens.shape[1]
         if self._cuda is not None:
-            return self._cuda.launch(batch)
+            return Launched(self._cuda.launch(batch), tokens)
         logits = self._classifier(batch.to(self._device))
-        return lambda: logits.cpu().numpy()
+        return Launched(lambda: logits.cpu().numpy(), tokens)
 
     def __call__(self, rows: Sequence[Row]) -> Array:
         """The logits (B, C) of one pass."""

@@ -1,13 +1,17 @@
-"""heed.json: what a bundle says of itself beyond what transformers reads."""
+"""heed.json: what a bundle says of itself beyond what transformers reads; and what a model is without its weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from model.scores import Calibration, ProblemType
+
+if TYPE_CHECKING:
+    from model.tokens import Tokenizer
 
 FORMAT = 1  # of heed.json; a reader refuses a higher one
 
@@ -50,3 +54,21 @@ class Manifest:
             return cls(**fields, calibration=Calibration(**calibration))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
+
+
+def now() -> str:
+    """The time as a manifest writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A model without its weights: what is needed to read texts and to say what logits mean."""
+
+    name: str
+    version: str
+    labels: list[str]
+    problem_type: ProblemType
+    max_tokens: int
+    calibration: Calibration
+    tokenizer: Tokenizer

@@ -15,12 +15,12 @@ import numpy as np
 from model.scores import pool_windows
 from model.tokens import Window, tokens_of
 from service.errors import PairTooLong, ServiceError, TooManyTokens
-from service.predictor import Scored, score
+from service.scored import Scored, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from model.bundle import Bundle
+    from model.manifest import Described
     from model.tokens import Row, Text
     from service.schemas import OnLong
 
@@ -41,7 +41,7 @@ class TextAnswer:
         return tokens_of(self.rows)
 
 
-def read_texts(bundle: Bundle, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:
+def read_texts(bundle: Described, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:
     """One row for each text that fits; what on_long asks for where one does not."""
     limit = bundle.max_tokens
     if on_long == "window":
@@ -59,7 +59,7 @@ def rows_of(readings: Iterable[Reading]) -> list[Row]:
 
 
 def answer_texts(
-    bundle: Bundle, readings: Iterable[Reading], results: Iterable[Scored | ServiceError]
+    bundle: Described, readings: Iterable[Reading], results: Iterable[Scored | ServiceError]
 ) -> list[TextAnswer]:
     """An answer per text, in order; results are those of rows_of(readings)."""
     remaining = iter(results)
@@ -69,7 +69,7 @@ def answer_texts(
     ]
 
 
-def _answer(bundle: Bundle, rows: list[Row], results: Iterator[Scored | ServiceError]) -> TextAnswer:
+def _answer(bundle: Described, rows: list[Row], results: Iterator[Scored | ServiceError]) -> TextAnswer:
     """The next results are those of the rows; where one window failed, its text failed."""
     by_row = list(islice(results, len(rows)))
     failed = next((result for result in by_row if isinstance(result, ServiceError)), None)

@@ -1,96 +1,141 @@
-"""The threads of a replica that touch the device: passes, and the steps of explanations between them.
+"""A replica's device: its engine, the passes and steps that are asked of it, and what is loaded there.
 
-Threads of their own, because each thread that computes brings its own team of OpenMP threads, and teams fight for
-the cores. On a CPU one worker a core, each with one thread of its own, is faster than one pass over all cores: no
-core waits for another (benchmarks/RESULTS.md). A GPU has one worker, which launches, and one that waits for the
-results, so that the next pass is on the device before the present one ends. Called by service/models.py.
+On a CPU one pass a core runs at once, each with one thread of its own, which is faster than one pass over all cores:
+no core waits for another (benchmarks/RESULTS.md). Only a pass that is alone has all of them, where there are few. A GPU
+has one pass, and the next is given to it before that one ends.
+No torch here: it is in service/engine.py. Called by service/models.py and explaining.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
+from model.manifest import BundleError, Described
+from model.scores import Calibration
+from model.tokens import Row, Tokenizer
+from service.channel import Refused
+from service.planning import Cost
+from service.remote import Remote
 from service.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
-    from model.tokens import Row
-    from service.errors import ServiceError
-    from service.predictor import Predictor, Scored
+    from model.scores import Array
 
-Result = TypeVar("Result")
-
-MAX_WORKERS = 4  # more would wait for the interpreter's lock; the cores beyond are threads of theirs
-STEP_SHARE = 0.1  # of a worker, at most, for explanations while classification waits
+STEP_SHARE = 0.1  # of a pass's place, at most, for explanations while classification waits
 
 
-def share_cores(cores: int, device: torch.device) -> tuple[int, int]:
-    """Workers, and threads of each, for so many cores of the host."""
-    workers = min(cores, MAX_WORKERS) if device.type == "cpu" else 1
-    return workers, max(1, cores // workers)
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model in the engine, by what the replica knows of it."""
+
+    id: int
+    bundle: Described
+    known_row: Row  # one that any model answers
+    device: str
+    precision: str
+    is_padded: bool  # a pass computes rows * longest tokens, rather than those that the rows have
+    most_tokens: int  # of a pass: more would only make others wait
 
 
 class Compute:
-    """Runs passes on one device; turns says when."""
+    """Asks the engine of one device; turns says when. Raises ValueError where there is no such device."""
 
-    def __init__(self, device: torch.device, cores: int) -> None:
-        self.workers, self.threads = share_cores(cores, device)
-        self.turns = Turns(self.workers, prepared=int(device.type != "cpu"))
-        self._executor = ThreadPoolExecutor(
-            self.workers, "compute", initializer=torch.set_num_threads, initargs=(self.threads,)
-        )
-        self._results = ThreadPoolExecutor(1, "results") if device.type != "cpu" else None
+    def __init__(self, device: str, cores: int) -> None:
+        self.engine = Remote(device, cores)
+        self.turns = Turns(self.engine.passes, self.engine.prepared)
+        self._spreads = self.engine.passes > 1 and self.engine.threads == 1  # teams of many threads would fight
+        self._ids = itertools.count()
         self._passes = 0  # running or waiting
         self._no_pass = asyncio.Event()
         self._turn = asyncio.Lock()  # of the steps, among the models
         self._step_s, self._step_ended = 0.0, 0.0
 
-    async def run(self, predictor: Predictor, rows: Sequence[Row]) -> list[Scored | ServiceError]:
-        """The answers to one pass of the rows, in order."""
-        loop = asyncio.get_running_loop()
+    def load(self, folder: Path, precision: str, version: str | None = None) -> Loaded:
+        """A bundle, loaded and not yet warm, in a thread that may wait.
+
+        Raises BundleError where it is refused, or is another version.
+        """
+        name = next(self._ids)
+        try:
+            said = self.engine.ask_and_wait(["load", name, str(folder), precision, version])
+        except Refused as error:
+            raise BundleError(str(error)) from None
+        calibration = said["calibration"]
+        thresholds = calibration["thresholds"]
+        bundle = Described(
+            name=said["name"],
+            version=said["version"],
+            labels=said["labels"],
+            problem_type=said["problem_type"],
+            max_tokens=said["max_tokens"],
+            calibration=Calibration(**calibration | {"thresholds": thresholds and tuple(thresholds)}),
+            tokenizer=Tokenizer.from_folder(folder, has_types=said["has_types"]),
+        )
+        return Loaded(
+            id=name,
+            bundle=bundle,
+            known_row=Row(*said["known_row"]),
+            device=said["device"],
+            precision=said["precision"],
+            is_padded=said["is_padded"],
+            most_tokens=said["most_tokens"],
+        )
+
+    def warm_up(self, model: Loaded) -> Cost:
+        """What passes cost, measured while nothing else runs, in a thread that may wait."""
+        while (cost := self.engine.ask_and_wait(["warm_up", model.id])) is None:
+            pass
+        return Cost(*cost)
+
+    async def warm_up_between(self, model: Loaded, known: Cost | None) -> Cost:
+        """The same in steps between the passes of others; where its cost is known, it is not measured."""
+        measured = [known.pass_s, known.row_s, known.token_s] if known else None
+        while (cost := await self.step(["warm_up", model.id, measured])) is None:
+            pass
+        return Cost(*cost)
+
+    async def costs_like(self, model: Loaded, other: Loaded) -> bool:
+        """Whether passes of both cost the same: only the weights may differ."""
+        return bool(await self.engine.ask(["costs_like", model.id, other.id]))
+
+    async def run(self, model: Loaded, rows: Sequence[Row]) -> tuple[Array, int]:
+        """Logits (B, C) of one pass, and how many tokens it computed, padding included.
+
+        Raises EngineError where the pass failed, or the engine has gone.
+        """
         self._passes += 1
         self._no_pass.clear()
         try:
-            if self._results is None:
-                return await loop.run_in_executor(self._executor, predictor, rows)
-            launched = await loop.run_in_executor(self._executor, predictor.launch, rows)
-            return await loop.run_in_executor(self._results, launched)
+            message = ["compute", model.id, [row.ids for row in rows], [row.types for row in rows]]
+            is_alone = self._spreads and self._passes == 1
+            logits, tokens = await self.engine.ask(message, alone=is_alone)
+            return np.array(logits, dtype=np.float32), tokens
         finally:
             self._passes -= 1
             if not self._passes:
                 self._no_pass.set()
 
-    async def step(self, function: Callable[[], Result]) -> Result:
-        """function(), there, once no pass runs or waits; if passes never end, with STEP_SHARE of the time."""
+    async def step(self, message: Sequence[Any]) -> Any:
+        """The answer to a step, asked once no pass runs or waits; if passes never end, with STEP_SHARE of the time."""
         async with self._turn:
             latest = self._step_ended + self._step_s * (1 / STEP_SHARE - 1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(latest - time.perf_counter()):
                     while self._passes:  # the next pass may have come before this task was woken
                         await self._no_pass.wait()
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
-
-    def _timed(self, function: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        try:
-            return function()
-        finally:
-            self._step_ended = time.perf_counter()
-            self._step_s = self._step_ended - start
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """function(), there, for a caller that may wait."""
-        return self._executor.submit(function).result()
-
-    def close(self) -> None:
-        """Let the threads end after their present work."""
-        self._executor.shutdown(wait=False)
-        if self._results is not None:
-            self._results.shutdown(wait=False)
+            start = time.perf_counter()
+            try:
+                return await self.engine.ask(message)
+            finally:
+                self._step_ended = time.perf_counter()
+                self._step_s = self._step_ended - start

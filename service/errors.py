@@ -132,8 +132,14 @@ class DeadlineExceeded(ServiceError):
     template = "no answer within timeout_ms, send fewer texts or a later deadline: {}"
 
 
+class EngineError(Exception):
+    """The engine failed, or has ended. Arguments: the type of its error, and what where() says of it there."""
+
+
 def where(error: BaseException) -> str:
     """Type of an error, file and line where it was raised: enough to find a bug, and no value of a variable."""
+    if isinstance(error, EngineError):
+        return str(error.args[-1])
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

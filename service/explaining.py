@@ -6,12 +6,12 @@ job at a time; service/compute.py, Compute.step, decides when a step may run. Ca
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from model.explain import POINTS, masked
+from model.attribution import POINTS, Attribution, masked
 from service import metrics
 from service.batching import Batcher
 from service.errors import Failed, InvalidRequest, ServiceError
@@ -20,14 +20,13 @@ from service.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.explain import Attribution
     from model.tokens import Row, Span
     from service.answers import TextAnswer
-    from service.compute import Compute
-    from service.predictor import Predictor
+    from service.compute import Compute, Loaded
 
 SHOWN_LABELS = 10  # in an error
 ONE_JOB = 1  # less than any costs, so that none shares a pass
+JOBS = itertools.count()  # by which the engine knows them
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def asked_label(asked: bool | str, labels: Sequence[str]) -> int | None:
 class Explainer:
     """One model's queue of explanations."""
 
-    def __init__(self, predictor: Predictor, compute: Compute, max_queue_tokens: int) -> None:
-        self._predictor, self._compute = predictor, compute
+    def __init__(self, model: Loaded, compute: Compute, max_queue_tokens: int) -> None:
+        self._model, self._compute = model, compute
         self.batcher: Batcher[Job, Attribution] = Batcher(
             self._run,
             turns=Turns(),
@@ -96,7 +95,7 @@ class Explainer:
             if not isinstance(answer.result, ServiceError):
                 [row] = answer.rows
                 winner = max(range(len(answer.result.logits)), key=answer.result.logits.__getitem__)
-                baseline = masked(row, row_spans, self._predictor.bundle.tokenizer)
+                baseline = masked(row, row_spans, self._model.bundle.tokenizer)
                 jobs[i] = Job(row, baseline, winner if label is None else label)
         explained: list[Explained | ServiceError | None] = [None] * len(answers)
         for (i, job), result in zip(jobs.items(), await self._submit(list(jobs.values()), within_s), strict=True):
@@ -114,9 +113,10 @@ class Explainer:
     async def _run(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
         """One job, step by step; each step waits for its turn."""
         [job] = jobs
-        steps = self._predictor.explain(job.row, job.baseline, job.label)
+        name, rows = next(JOBS), [[row.ids, row.types] for row in (job.row, job.baseline)]
         while job.is_wanted:
-            attribution = await self._compute.step(partial(next, steps))
-            if attribution is not None:
-                return [attribution if math.isfinite(attribution.gap) else Failed()]
+            found = await self._compute.step(["explain", name, self._model.id, *rows, job.label])
+            if found is not None:
+                return [Attribution(*found) if math.isfinite(found[1]) else Failed()]
+        self._compute.engine.tell(["stop_explaining", name])
         return [Failed()]  # nobody reads it

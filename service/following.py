@@ -14,11 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
-from model.bundle import now
 from model.location import LocationError, RegistryEntry
-from model.manifest import BundleError
+from model.manifest import BundleError, now
 from model.registry import RegistryError
 from service import metrics
 from service.errors import where
@@ -70,7 +67,7 @@ class Following:
             for name, entry in entries.items()
             if isinstance(entry, RegistryEntry) and entry.is_alias
         }
-        self._thread = ThreadPoolExecutor(1, "follow", initializer=torch.set_num_threads, initargs=(1,))
+        self._thread = ThreadPoolExecutor(1, "follow")
 
     def of(self, name: str) -> Followed | None:
         """What is followed under the name of a model, None for nothing."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -22,16 +23,24 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Request], Awaitable[Response]]
     ErrorBody = Callable[[ServiceError], Any]
+    ErrorStatus = Callable[[ServiceError], int]
 
 log = logging.getLogger("heed")
+
+NATIVE_STATUS: ErrorStatus = attrgetter("status")
 
 MAX_REQUEST_ID = 128
 WATCHED_AFTER_S = 0.25  # a caller that leaves earlier may be computed for nothing: a watcher costs more than most texts
 MAX_DIGITS = 18  # of a Content-Length
 
 
-def counted(route: str, handler: Handler, body_of: ErrorBody = ServiceError.body) -> Handler:
-    """The handler, with its errors as answers, in its dialect's shape (body_of), and its outcome in the metrics."""
+def counted(
+    route: str,
+    handler: Handler,
+    body_of: ErrorBody = ServiceError.body,
+    status_of: ErrorStatus = NATIVE_STATUS,
+) -> Handler:
+    """The handler, with its errors as answers, as its dialect has them, and its outcome in the metrics."""
     seconds = metrics.REQUEST_SECONDS.labels(route)
     counts: dict[int, Any] = {}  # of each status: found once
 
@@ -41,12 +50,12 @@ def counted(route: str, handler: Handler, body_of: ErrorBody = ServiceError.body
         try:
             response = await handler(http)
         except ServiceError as error:
-            response = refusal(error, body_of)
+            response = refusal(error, body_of, status_of)
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it
         except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
             log.error("%s failed: %s", route, where(error))
-            response = refusal(ServiceError(), body_of)
+            response = refusal(ServiceError(), body_of, status_of)
         response.headers["x-request-id"] = http.state.request_id
         seconds_taken = time.perf_counter() - started
         response.headers.setdefault("server-timing", f"total;dur={seconds_taken * 1000:.3f}")
@@ -144,10 +153,12 @@ def given_request_id(given: str) -> str:
     return uuid.uuid4().hex
 
 
-def refusal(error: ServiceError, body_of: ErrorBody = ServiceError.body) -> Response:
-    """The answer of an error, with the body that its dialect gives it."""
+def refusal(
+    error: ServiceError, body_of: ErrorBody = ServiceError.body, status_of: ErrorStatus = NATIVE_STATUS
+) -> Response:
+    """The answer of an error, with the body and the status that its dialect gives it."""
     metrics.REFUSED.labels(error.code).inc()
-    return JSONResponse(body_of(error), error.status, error.headers)
+    return JSONResponse(body_of(error), status_of(error), error.headers)
 
 
 async def not_a_route(http: Request, error: HTTPException) -> Response:

@@ -5,6 +5,7 @@ Replica processes of a node share files in PROMETHEUS_MULTIPROC_DIR; service/exp
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -53,7 +54,7 @@ QUEUE_TOKENS = Gauge("heed_queue_tokens", "Tokens that wait.", multiprocess_mode
 QUEUE_OLDEST = Gauge("heed_queue_oldest_seconds", "Wait of the oldest text.", multiprocess_mode="livemax")
 BUSY = Gauge("heed_busy_ratio", "Share of the last moments spent in forward passes.", multiprocess_mode="livemax")
 STARTED = Gauge("heed_replica_start_time_seconds", "When the process started.", multiprocess_mode="liveall")
-RESIDENT = Gauge("heed_replica_resident_bytes", "Memory of the process.", multiprocess_mode="liveall")
+RESIDENT = Gauge("heed_replica_resident_bytes", "Memory of the replica and its engine.", multiprocess_mode="liveall")
 MODEL_INFO = Gauge(
     "heed_model_info", "1 for the version that answers to each name.", ["model", "version"], multiprocess_mode="livemax"
 )
@@ -93,20 +94,23 @@ class ModelMetrics:
 STARTED.set_to_current_time()
 
 
-def observe_process() -> None:
-    """Read what the kernel says of this process."""
-    RESIDENT.set(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
+def observe_memory(*processes: int) -> None:
+    """Read what the kernel says of these processes together; one that has ended has none."""
+    pages = 0
+    for process in processes:
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    RESIDENT.set(pages * os.sysconf("SC_PAGESIZE"))
 
 
-def observe_pass(figures: PassFigures, computed_tokens: int) -> None:
-    """Hear of a finished pass, in which so many tokens were computed, padding included."""
+def observe_pass(figures: PassFigures) -> None:
+    """Hear of a finished pass."""
     if figures.error is not None:
         log.error("a pass of %d texts failed: %s", len(figures.lengths), where(figures.error))
     tokens = sum(figures.lengths)
     FORWARD_SECONDS.observe(figures.forward_s)
     BATCH_TEXTS.observe(len(figures.lengths))
     BATCH_TOKENS.observe(tokens)
-    PADDING.observe(1 - tokens / computed_tokens)
     for waited in figures.queue_s:
         QUEUE_SECONDS.observe(waited)
 

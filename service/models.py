@@ -10,28 +10,25 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from model.bundle import load_bundle
-from model.device import choose_device
 from model.location import RegistryEntry, local_folder
-from model.manifest import BundleError
 from service import metrics
 from service.batching import Batcher
 from service.cache import AnswerCache
 from service.compute import Compute
 from service.errors import NoSuchModel
 from service.explaining import Explainer
-from service.predictor import Predictor, Scored
+from service.planning import full_pass
+from service.scored import Scored, score
 from service.settings import available_cores
 from service.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from model.bundle import Bundle
     from model.tokens import Row
+    from service.compute import Loaded
     from service.errors import ServiceError
     from service.planning import Cost
     from service.schemas import Priority
@@ -47,21 +44,20 @@ KEPT_VERSIONS = 2  # of a model: what answers to its name, and what did before; 
 class ServedModel:
     """One version of a model. A request holds it, `with model:`, from find() to its answer."""
 
-    def __init__(self, name: str, bundle: Bundle, compute: Compute, settings: Settings) -> None:
-        self.name, self.bundle, self._compute = name, bundle, compute
-        self.predictor = predictor = Predictor(bundle, choose_device(settings.device), settings.precision)
+    def __init__(self, name: str, loaded: Loaded, compute: Compute, settings: Settings) -> None:
+        self.name, self.loaded, self.bundle, self._compute = name, loaded, loaded.bundle, compute
         self.batcher: Batcher[Row, Scored] = Batcher(
             self._run,
             turns=compute.turns,
-            max_batch_tokens=settings.max_batch_tokens or predictor.most_tokens,
+            max_batch_tokens=settings.max_batch_tokens or loaded.most_tokens,
             max_queue_tokens=settings.max_queue_tokens,
-            is_padded=predictor.is_padded,
-            on_pass=lambda figures: metrics.observe_pass(figures, predictor.computed_tokens(figures.lengths)),
+            is_padded=loaded.is_padded,
+            on_pass=metrics.observe_pass,
         )
         self._is_batch_chosen = settings.max_batch_tokens is not None
-        self.explainer = Explainer(predictor, compute, settings.max_queue_tokens)
+        self.explainer = Explainer(loaded, compute, settings.max_queue_tokens)
         self.cache = AnswerCache(settings.cache_texts)
-        self.metrics = metrics.ModelMetrics(name, bundle.version, bundle.labels)
+        self.metrics = metrics.ModelMetrics(name, self.bundle.version, self.bundle.labels)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
         self._holders = 0
         self._is_free = asyncio.Event()
@@ -82,7 +78,7 @@ class ServedModel:
         self.batcher.cost = cost
         self.explainer.batcher.cost = replace(cost, pass_s=0.0, token_s=EXPLAINED * cost.token_s)
         if not self._is_batch_chosen:
-            self.batcher.max_batch_tokens = self.predictor.full_pass(cost)
+            self.batcher.max_batch_tokens = full_pass(cost, self.loaded.most_tokens)
 
     async def drain(self) -> None:
         """Wait until no request holds it: all is answered then."""
@@ -90,7 +86,8 @@ class ServedModel:
         await asyncio.gather(self.batcher.drain(), self.explainer.batcher.drain())
 
     def close(self) -> None:
-        """Let go of its queues, whose references back would keep its memory until the garbage collector comes."""
+        """Free it in the engine. Its queues' references back would keep it until the garbage collector comes."""
+        self._compute.engine.tell(["let_go", self.loaded.id])
         self.batcher.close()
         self.explainer.batcher.close()
         del self.explainer.batcher, self.explainer, self.batcher
@@ -98,13 +95,15 @@ class ServedModel:
     async def _run(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One pass. Where it fails, a row that has worked before tells the texts' fault from the device's."""
         try:
-            return await self._compute.run(self.predictor, rows)
+            logits, computed_tokens = await self._compute.run(self.loaded, rows)
         except Exception:
             try:
-                await self._compute.run(self.predictor, [self.predictor.known_row])
+                await self._compute.run(self.loaded, [self.loaded.known_row])
             except Exception:  # noqa: S110: the first error is the one to tell
                 self.is_broken = True
             raise
+        metrics.PADDING.observe(1 - sum(row.tokens for row in rows) / computed_tokens)
+        return score(self.bundle, logits)
 
     def is_bulk(self, priority: Priority | None, rows: Sequence[Row]) -> bool:
         """Whether rows let others go first: where they say so, or say nothing and fill more than one pass."""
@@ -117,7 +116,7 @@ class Models:
     """All that a replica serves."""
 
     def __init__(self, specs: Sequence[Spec], settings: Settings) -> None:
-        self._compute = Compute(choose_device(settings.device), settings.compute_threads or available_cores())
+        self._compute = Compute(settings.device, settings.compute_threads or available_cores())
         self.tokenizing = Tokenizing(settings.max_queue_tokens)
         self.specs, self._settings = specs, settings
         self._served = {spec.name: [self._load_warm(spec)] for spec in specs}  # newest first
@@ -127,13 +126,13 @@ class Models:
         start = time.monotonic()
         try:
             model = self.load(spec)
-            model.know_cost(self._compute.call(model.predictor.warm_up))
+            model.know_cost(self._compute.warm_up(model.loaded))
         except Exception:
             metrics.MODEL_LOADS.labels(spec.name, "failed").inc()
             raise
         metrics.MODEL_LOADS.labels(spec.name, "loaded").inc()
         metrics.MODEL_INFO.labels(spec.name, model.bundle.version).set(1)
-        precision, device = model.predictor.precision, model.predictor.device
+        precision, device = model.loaded.precision, model.loaded.device
         log.info(
             "loaded %s version %s on %s in %s: %.1f s",
             spec.name, model.bundle.version, device, precision, time.monotonic() - start,
@@ -146,24 +145,18 @@ class Models:
         Raises LocationError where there is no bundle, BundleError where it cannot be trusted.
         """
         folder = local_folder(spec.location)
-        bundle = load_bundle(folder)
-        if isinstance(spec.location, RegistryEntry) and bundle.version != folder.name:
-            raise BundleError(f"files of the bundle were changed after it was added to the registry: {folder}")
-        try:
-            return ServedModel(spec.name, bundle, self._compute, self._settings)
-        except ValueError as error:  # a precision that this model or device has not
-            raise BundleError(f"{spec.name}: {error}") from None
+        version = folder.name if isinstance(spec.location, RegistryEntry) else None
+        loaded = self._compute.load(folder, self._settings.precision, version)
+        return ServedModel(spec.name, loaded, self._compute, self._settings)
 
     async def warm_up(self, model: ServedModel) -> None:
         """Warm up and measure while others answer: in steps, between their passes.
 
         A version that differs in its weights only costs what the present one does, measured in peace.
         """
-        alike = [other for other in self.versions(model.name) if other.predictor.costs_like(model.predictor)]
-        steps = model.predictor.warm_up_steps(alike[0].batcher.cost if alike else None)
-        while (cost := await self._compute.step(partial(next, steps))) is None:
-            pass
-        model.know_cost(cost)
+        present = self.versions(model.name)[0]
+        known = present.batcher.cost if await self._compute.costs_like(model.loaded, present.loaded) else None
+        model.know_cost(await self._compute.warm_up_between(model.loaded, known))
 
     def swap(self, new: ServedModel) -> None:
         """From now on `new` answers to its name; what did so before stays for NAME@VERSION, and one older is let go."""
@@ -196,20 +189,26 @@ class Models:
 
     def is_live(self, stuck_s: float) -> bool:
         """Whether no pass has run for longer than stuck_s, and the device answers."""
-        return self._compute.turns.pass_s() < stuck_s and not any(model.is_broken for model in self)
+        is_lost = self._compute.engine.is_lost or any(model.is_broken for model in self)
+        return self._compute.turns.pass_s() < stuck_s and not is_lost
+
+    @property
+    def engine(self) -> int:
+        """The id of the engine's process."""
+        return self._compute.engine.process_id
 
     def busy_s(self) -> float:
         """Seconds that the device has computed, since the start."""
         return self._compute.turns.busy_s()
 
     def wait_s(self) -> float:
-        """How long the device has to do with all that waits or runs, in seconds."""
-        return self._compute.turns.backlog_s()
+        """How long the tokenizer and the device have to do with all that waits or runs, in seconds."""
+        return self.tokenizing.backlog_s() + self._compute.turns.backlog_s()
 
     async def drain(self) -> None:
         """Answer what was accepted."""
         await asyncio.gather(*(model.drain() for model in self), *self._leaving)
-        self._compute.close()
+        self._compute.engine.close()
         self.tokenizing.close()
 
 

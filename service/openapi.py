@@ -5,28 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import ClassifyResponse, ErrorResponse, Health, ModelList
+from service.schemas import ClassifyResponse, ErrorResponse, Health
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from pydantic import BaseModel
     from pydantic.json_schema import JsonSchemaMode
 
     from service.schemas import ClassifyRequest
 
-    Schema = tuple[type[BaseModel], JsonSchemaMode]
+    Documented: TypeAlias = "tuple[type[BaseModel], JsonSchemaMode]"
 
 REF = "#/components/schemas/{model}"
-CLASSIFY_ERRORS = {
+ERRORS = {
     400: "not JSON",
     404: "no such model or version",
     413: "body over the limit",
     422: "fields or lengths",
+    424: "the model failed on a text",
     429: "overloaded; Retry-After says when to send again",
     500: "the server failed",
     503: "not ready, or stopping",
@@ -46,14 +47,11 @@ DOCS_PAGE = """<!doctype html>
 """
 
 
-def openapi(
-    request: type[ClassifyRequest], others: dict[str, Any] | None = None, schemas: Sequence[Schema] = ()
-) -> dict[str, Any]:
-    """The OpenAPI 3.1 document. `request` carries this service's limits; others are the paths of the dialects."""
-    models: list[type[BaseModel]] = [ClassifyResponse, ErrorResponse, Health, ModelList]
-    _, components = models_json_schema(
-        [(request, "validation"), *((m, "serialization") for m in models), *schemas], ref_template=REF
-    )
+def openapi(request: type[ClassifyRequest], dialects: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document: the native API, with this service's limits in `request`, and the dialects' paths."""
+    found: set[Documented] = set()
+    paths = _resolved(_native(request) | dialects, "serialization", found)
+    _, schemas = models_json_schema(sorted(found, key=lambda pair: pair[0].__name__), ref_template=REF)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -61,51 +59,55 @@ def openapi(
             "version": importlib.metadata.version("heed"),
             "description": "Text classification; a forward pass is whatever waits when the device becomes free.",
         },
-        "paths": {
-            "/v1/classify": {"post": _classify(request)},
-            "/v1/models": {"get": _get("what is served, and the limits", ModelList)},
-            "/info": {"get": _get("the same", ModelList)},
-            "/health/live": {"get": _get("whether the compute loop turns", Health, 503)},
-            "/health/ready": {"get": _get("whether requests are answered", Health, 503)},
-            "/health": {"get": _get("live and ready", Health, 503)},
-            "/metrics": {
-                "get": {
-                    "summary": "Prometheus text",
-                    "responses": {
-                        "200": {
-                            "description": "metrics",
-                            "content": {"text/plain": {"schema": {"type": "string"}}},
-                        }
-                    },
-                }
-            },
-            **(others or {}),
-        },
-        "components": {"schemas": components["$defs"]},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
     }
 
 
-def _classify(request: type[BaseModel]) -> dict[str, Any]:
-    answers = {"200": answer("an answer per text, in order", ClassifyResponse)}
-    answers |= {str(code): answer(text, ErrorResponse) for code, text in CLASSIFY_ERRORS.items()}
-    answers["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+def operation(
+    summary: str,
+    answer: type[BaseModel],
+    errors: Mapping[int, type[BaseModel]],
+    request: type[BaseModel] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """One method of a path. Schemas stay the classes that validate and answer: openapi() refers to them."""
+    responses = {"200": said("the answer", answer)}
+    responses |= {str(code): said(ERRORS[code], model) for code, model in errors.items()}
+    if "429" in responses:
+        responses["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+    body = {} if request is None else {"requestBody": {"required": True, "content": _json(request)}}
+    return {"summary": summary, **body, "responses": responses, **more}
+
+
+def _native(request: type[BaseModel]) -> dict[str, Any]:
+    metrics = {"200": {"description": "metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    unwell = {503: Health}
+    errors = dict.fromkeys((400, 404, 413, 422, 429, 500, 503, 504), ErrorResponse)
     return {
-        "summary": "label texts",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
-        "responses": answers,
+        "/v1/classify": {"post": operation("label texts", ClassifyResponse, errors, request)},
+        "/health/live": {"get": operation("whether the compute loop turns", Health, unwell)},
+        "/health/ready": {"get": operation("whether requests are answered", Health, unwell)},
+        "/health": {"get": operation("live and ready", Health, unwell)},
+        "/metrics": {"get": {"summary": "Prometheus text", "responses": metrics}},
     }
 
 
-def _get(summary: str, model: type[BaseModel], *others: int) -> dict[str, Any]:
-    codes = {code: answer("not so", model) for code in map(str, others)}
-    return {"summary": summary, "responses": {"200": answer("so", model), **codes}}
-
-
-def answer(description: str, model: type[BaseModel]) -> dict[str, Any]:
+def said(description: str, model: type[BaseModel]) -> dict[str, Any]:
     """A response with a JSON body."""
-    return {"description": description, "content": {"application/json": {"schema": ref(model)}}}
+    return {"description": description, "content": _json(model)}
 
 
-def ref(model: type[BaseModel]) -> dict[str, str]:
-    """Where its schema stands."""
-    return {"$ref": REF.format(model=model.__name__)}
+def _json(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": model}}
+
+
+def _resolved(node: Any, mode: JsonSchemaMode, found: set[Documented]) -> Any:
+    """The node with a reference in place of each class; which classes, and which way they are read, goes to found."""
+    if isinstance(node, type):
+        found.add((node, mode))
+        return {"$ref": REF.format(model=node.__name__)}
+    if isinstance(node, dict):
+        modes: dict[str, JsonSchemaMode] = {"requestBody": "validation"}
+        return {key: _resolved(value, modes.get(key, mode), found) for key, value in node.items()}
+    return node

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EFFICIENT = 0.95  # of the device's rate in endless passes: a larger pass gains little and keeps the next waiting
 MIN_PASS = 256  # tokens
+USUAL_ROW = 32  # tokens of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ def fit_cost(measured: Sequence[tuple[int, int, float]]) -> Cost:
     return Cost(by_term.get(0, 0.0), by_term.get(1, 0.0), by_term.get(2, 0.0))
 
 
-def full_pass(cost: Cost, row_tokens: int, most: int) -> int:
-    """Tokens of the smallest pass, of rows of row_tokens, that runs at EFFICIENT of the device's rate, or `most`."""
-    per_token = cost.token_s + cost.row_s / row_tokens
+def full_pass(cost: Cost, most: int) -> int:
+    """Tokens of the smallest pass, of rows of USUAL_ROW, that runs at EFFICIENT of the device's rate, or `most`."""
+    per_token = cost.token_s + cost.row_s / USUAL_ROW
     if per_token == 0:
         return most
     tokens = EFFICIENT / (1 - EFFICIENT) * cost.pass_s / per_token

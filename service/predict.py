@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from model.tokens import Text
     from service.errors import ServiceError
-    from service.predictor import Predictor, Scored
+    from service.predictor import Predictor
     from service.schemas import OnLong, TextResult
+    from service.scored import Scored
 
 CHUNK_ROWS = 2048  # read, sorted by length, answered and written together
 

@@ -1,54 +1,44 @@
-"""A bundle on a device: rows in, scores out, and what that costs.
+"""A bundle on a device: rows in, logits out, and what that costs.
 
-Called by service/models.py, in the threads of service/compute.py; the batcher decides what is in a pass.
+Called by service/engine.py, and offline by service/predict.py; the batcher decides what is in a pass.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from model.batch import computed_tokens
 from model.bundle import PROBES
 from model.cpu import pack, quantize
 from model.device import DTYPES, choose_precision, keep_freed_memory
 from model.explain import explain_steps
 from model.forward import Forward
-from model.scores import MULTI, label_sets, probabilities
+from model.scores import MULTI
 from model.tokens import Row
-from service.errors import Failed, ServiceError
-from service.planning import fit_cost, full_pass
+from service.planning import USUAL_ROW, fit_cost, full_pass
+from service.scored import score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from model.attribution import Attribution
     from model.bundle import Bundle
     from model.encoder import Classifier
-    from model.explain import Attribution
-    from model.scores import Array
+    from model.forward import Launched
+    from service.errors import ServiceError
     from service.planning import Cost
+    from service.scored import Scored
 
 KNOWN_TEXT = "to be or not to be, that is the question"  # answered at warm-up
 FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
 # Rows and tokens of each, of the passes that are timed: up to one that fills the device, or takes this long.
-MEASURED = ((1, 16), (1, 128), (4, 32), (16, 32), (64, 32))
+MEASURED = ((1, 16), (1, 128), (4, USUAL_ROW), (16, USUAL_ROW), (64, USUAL_ROW))
 MEASURED_TIMES, MEASURED_S = 3, 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What the model says of one text, in the order of its label ids; in_set is None without calibration."""
-
-    logits: list[float]
-    scores: list[float]
-    in_set: list[bool] | None
 
 
 class Predictor:
@@ -80,18 +70,13 @@ class Predictor:
         """Whether a pass computes rows * longest tokens, rather than those that the rows have."""
         return self._forward.layout == "padded"
 
-    def computed_tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens of a pass of rows of these lengths, padding included."""
-        return computed_tokens(lengths, self._forward.layout)
-
     def __call__(self, rows: Sequence[Row]) -> list[Scored | ServiceError]:
         """One forward pass; answers in the order of the rows, Failed where a logit is not a number."""
-        return self.launch(rows)()
+        return score(self.bundle, self.launch(rows)())
 
-    def launch(self, rows: Sequence[Row]) -> Callable[[], list[Scored | ServiceError]]:
-        """Start a pass; what is returned waits for its answers."""
-        wait = self._forward.launch(rows)
-        return lambda: score(self.bundle, wait())
+    def launch(self, rows: Sequence[Row]) -> Launched:
+        """Start a pass."""
+        return self._forward.launch(rows)
 
     def explain(self, row: Row, baseline: Row, label: int) -> Iterator[Attribution | None]:
         """Steps of an explanation, each to be taken in the compute thread; the last gives it."""
@@ -133,18 +118,9 @@ class Predictor:
 
     def full_pass(self, cost: Cost) -> int:
         """Tokens of a pass that fills the device."""
-        return full_pass(cost, MEASURED[-1][1], self.most_tokens)
+        return full_pass(cost, self.most_tokens)
 
     def _seconds(self, rows: Sequence[Row]) -> float:
         start = time.perf_counter()
         self._forward(rows)
         return time.perf_counter() - start
-
-
-def score(bundle: Bundle, logits: Array) -> list[Scored | ServiceError]:
-    """Calibrated answers of logits (N, C), Failed where one is not a number."""
-    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
-    sets = label_sets(scores, bundle.problem_type, bundle.calibration)
-    in_sets = [None] * len(logits) if sets is None else sets.tolist()
-    parts = zip(np.all(np.isfinite(logits), axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
-    return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]

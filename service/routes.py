@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import dialects, metrics
+from service import dialects, metrics, page
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -88,7 +89,7 @@ class Service:
         self.models, self.settings = models, settings
         self.following = Following(models, settings.registry_poll_s)
         self._request_model = request_model(settings)
-        self._openapi = openapi(self._request_model, dialects.paths(), dialects.schemas())
+        self._openapi = openapi(self._request_model, dialects.paths(self))
         self._is_draining = False
         self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
@@ -176,15 +177,13 @@ class Service:
         spans = await self.models.tokenizing.spans(model.bundle, request.inputs)
         return await model.explainer.explain(answers, spans, label, deadline - time.perf_counter())
 
-    async def list_models(self, http: Request) -> Response:
-        """GET /v1/models and GET /info."""
-        return as_json(
-            ModelList(
-                models=[self._model_info(spec.name) for spec in self.models.specs],
-                max_texts_per_request=self.settings.max_texts_per_request,
-                max_text_chars=self.settings.max_text_chars,
-                max_body_bytes=self.settings.max_body_bytes,
-            )
+    def model_list(self) -> ModelList:
+        """What is served; service/dialects/listing.py answers with it."""
+        return ModelList(
+            models=[self._model_info(spec.name) for spec in self.models.specs],
+            max_texts_per_request=self.settings.max_texts_per_request,
+            max_text_chars=self.settings.max_text_chars,
+            max_body_bytes=self.settings.max_body_bytes,
         )
 
     def _model_info(self, name: str) -> ModelInfo:
@@ -200,8 +199,9 @@ class Service:
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
             max_tokens=model.bundle.max_tokens,
-            device=str(model.predictor.device),
-            precision=model.predictor.precision,
+            coverage=model.bundle.calibration.coverage,
+            device=model.loaded.device,
+            precision=model.loaded.precision,
         )
 
     async def live(self, http: Request) -> Response:
@@ -228,7 +228,7 @@ class Service:
 
     def set_gauges(self) -> None:
         """What waits and what is held, right now."""
-        metrics.observe_process()
+        metrics.observe_memory(os.getpid(), self.models.engine)
         batchers = [model.batcher for model in self.models]
         metrics.QUEUE_TEXTS.set(sum(b.queue_texts for b in batchers))
         metrics.QUEUE_TOKENS.set(sum(b.queue_tokens for b in batchers))
@@ -279,8 +279,6 @@ class Service:
             classify,
             routes=[
                 Route(CLASSIFY, classify, methods=["POST"]),
-                route("/v1/models", self.list_models),
-                route("/info", self.list_models),
                 route("/health/live", self.live),
                 route("/health/ready", self.ready),
                 route("/health", self.health),
@@ -288,6 +286,7 @@ class Service:
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+                *page.routes(),
                 *dialects.routes(self),
             ],
             exception_handlers={HTTPException: not_a_route},

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -25,13 +25,21 @@ if TYPE_CHECKING:
     from model.tokens import Text
     from service.answers import TextAnswer
     from service.explaining import Explained
-    from service.predictor import Scored
+    from service.scored import Scored
     from service.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_DETAILS = 20
 OnLong = Literal["truncate", "error", "window"]
 Priority = Literal["interactive", "bulk"]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)  # 4.0 is an integer in JSON Schema, and so in the documentation
+Count = Annotated[int, Field(ge=1), Whole]
 
 
 class ClassifyRequest(BaseModel):
@@ -53,7 +61,7 @@ class ClassifyRequest(BaseModel):
     texts: Annotated[list[str] | None, Field(description="Texts to classify; or send pairs.")] = None
     pairs: Annotated[list[tuple[str, str]] | None, Field(description="Pairs of texts, each read together.")] = None
     model: Annotated[str | None, Field(description="NAME or NAME@VERSION; default: the first served.")] = None
-    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    top_k: Annotated[Count | None, Field(description="Labels per text, best first; null: all.")] = None
     raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
     on_long: Annotated[
         OnLong,
@@ -68,8 +76,8 @@ class ClassifyRequest(BaseModel):
         bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
     ] = False
     timeout_ms: Annotated[
-        int | None,
-        Field(ge=1, le=600_000, description="Answer within this time, or 504; 429 at once where that cannot be."),
+        Annotated[int, Field(ge=1, le=600_000), Whole] | None,
+        Field(description="Answer within this time, or 504; 429 at once where that cannot be."),
     ] = None
     priority: Annotated[
         Priority | None,
@@ -107,25 +115,25 @@ def request_model(settings: Settings) -> type[ClassifyRequest]:
 
 def parse_request(model: type[Model], body: bytes) -> Model:
     """Bytes -> request. Raises NotJSON or InvalidRequest; neither repeats the input."""
-    with _refused(model):
+    try:
         return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _refused(model, error) from None
 
 
 def check_request(model: type[Model], fields: dict[str, Any]) -> Model:
     """Fields that a dialect has found -> request. Raises InvalidRequest, which does not repeat the input."""
-    with _refused(model):
-        return model.model_validate(fields)
-
-
-@contextmanager
-def _refused(model: type[BaseModel]) -> Iterator[None]:
     try:
-        yield
+        return model.model_validate(fields)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        if problems[0]["type"] == "json_invalid":
-            raise NotJSON(problems[0]["msg"].removeprefix("Invalid JSON: ")) from None
-        raise InvalidRequest(_details(problems, model)) from None
+        raise _refused(model, error) from None
+
+
+def _refused(model: type[BaseModel], error: ValidationError) -> ServiceError:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if problems[0]["type"] == "json_invalid":
+        return NotJSON(problems[0]["msg"].removeprefix("Invalid JSON: "))
+    return InvalidRequest(_details(problems, model))
 
 
 def _details(problems: list[ErrorDetails], model: type[BaseModel]) -> list[dict[str, str]]:
@@ -158,8 +166,9 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
-    """("texts", 0) -> texts[0]."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    """("texts", 0) -> texts[0]; a part in <> is a branch of a union, not a name that was sent."""
+    named = [part for part in location if not str(part).startswith("<")]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in named]
     return "".join(parts).lstrip(".")
 
 
@@ -340,6 +349,9 @@ class ModelInfo(BaseModel):
     labels: list[str]
     problem_type: Literal["single_label_classification", "multi_label_classification"]
     max_tokens: int
+    coverage: Annotated[
+        float | None, Field(description="Share of texts whose label_set holds the true label; null: no such sets.")
+    ]
     device: str
     precision: str
 

@@ -20,7 +20,7 @@ from service.errors import Overloaded, TooManyWindows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from model.bundle import Bundle
+    from model.manifest import Described
     from model.tokens import Span, Text
     from service.answers import Reading
     from service.schemas import OnLong
@@ -42,7 +42,7 @@ class Tokenizing:
         self._char_s = 0.0  # seconds of a character, measured over the slices; 0 before the first
 
     async def read(
-        self, bundle: Bundle, texts: Sequence[Text], on_long: OnLong, within_s: float = math.inf
+        self, bundle: Described, texts: Sequence[Text], on_long: OnLong, within_s: float = math.inf
     ) -> list[Reading]:
         """What is read of each text.
 
@@ -62,7 +62,7 @@ class Tokenizing:
 
         return await self._in_slices(read, texts, within_s)
 
-    async def spans(self, bundle: Bundle, texts: Sequence[Text]) -> list[list[Span | None]]:
+    async def spans(self, bundle: Described, texts: Sequence[Text]) -> list[list[Span | None]]:
         """Where the tokens of each text's row lie in it."""
 
         def find(part: Sequence[Text]) -> list[list[Span | None]]:
@@ -90,6 +90,10 @@ class Tokenizing:
         finally:
             del self._waiting[request]
         return results
+
+    def backlog_s(self) -> float:
+        """How long the thread has to do with what waits for it, in seconds."""
+        return sum(self._waiting.values()) * self._char_s
 
     def _timed(self, function: Callable[[Sequence[Text]], Result], part: Sequence[Text]) -> Result:
         start = time.perf_counter()

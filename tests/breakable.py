@@ -1,13 +1,13 @@
 """`heed serve` with a device that breaks on demand, and new settings on demand. Run by test_cluster.py, as a script.
 
-The device of the process whose id stands in the file BROKEN is lost for good. A line of stdin is settings to change,
-as JSON: they are deployed anew, as `serve deploy` does it in a cluster. Ray is imported when its environment is set.
+The device of the replica whose process id stands in the file BROKEN is lost for good (breakable_engine.py). A line of
+stdin is settings to change, as JSON: they are deployed anew, as `serve deploy` does it in a cluster. Ray is imported
+when its environment is set.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from pathlib import Path
@@ -22,21 +22,16 @@ _start = launch.start
 
 
 def start(folder: Path, settings: Settings) -> None:
-    """Start with replicas whose forward pass looks at the file first, then listen to stdin."""
+    """Start with replicas whose engine looks at the file before each pass, then listen to stdin."""
     from service import app
+
+    program = str(Path(__file__).with_name("breakable_engine.py"))
 
     class Breakable(app.Replica):
         def __init__(self, settings: dict[str, Any]) -> None:
-            from model.forward import Forward
+            from service import remote
 
-            compute = Forward.launch
-
-            def lost_or_not(forward: Forward, *args: Any, **options: Any) -> Any:
-                if Path(os.environ["BROKEN"]).read_text() == str(os.getpid()):
-                    raise RuntimeError("the device is lost")
-                return compute(forward, *args, **options)
-
-            Forward.launch = lost_or_not  # type: ignore[method-assign, assignment]
+            remote.PROGRAM = (program,)
             super().__init__(settings)
 
     app.Replica = Breakable  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Clients whose dependencies do not fit beside ours: each in an environment of its own, made when a test first asks.
 
-It stays below the user's cache. A script of tests/client_*.py runs there, with the address of a server, and prints
-what each call returned.
+It stays below the user's cache. A script runs there, and prints what the calls returned.
 """
 
 from __future__ import annotations
@@ -17,33 +16,40 @@ from typing import Any
 
 import pytest
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heed-tests"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heed" / "clients"
 TRITON = ("tritonclient[http,grpc]==2.73.0",)  # wants protobuf 6; ours is 7
 KSERVE = ("kserve==0.21.0",)  # the same, and its server's dependencies with it
 RUNS_S = 120
 
 
-def environment(requirements: tuple[str, ...]) -> str:
-    """The Python of an environment with these; skips the test where pip cannot make one."""
-    folder = CACHE / hashlib.sha256(" ".join((sys.version, *requirements)).encode()).hexdigest()[:16]
-    python, installed = str(folder / "bin" / "python"), folder / "installed"
+def python_with(*packages: str) -> Path:
+    """The Python of an environment with these packages; skips the test where pip cannot make one."""
+    folder = CACHE / hashlib.sha256("\n".join((sys.version, *packages)).encode()).hexdigest()[:16]
+    python, installed = folder / "bin" / "python", folder / "installed"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the tests may be making it
         if not installed.exists():
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, capture_output=True)
-            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
             done = subprocess.run(pip, capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"pip cannot install {requirements[0]}: {done.stderr.strip().splitlines()[-1]}")
+                pytest.skip(f"pip cannot install {packages[0]}: {done.stderr.strip().splitlines()[-1:]}")
             installed.touch()
     return python
 
 
-def calls(script: str, requirements: tuple[str, ...], *arguments: str) -> dict[str, Any]:
-    """What each call of a client returned, by the name of the call."""
-    command = [environment(requirements), str(Path(__file__).parent / f"{script}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUNS_S, env=os.environ | {"PYTHONPATH": ""})
+def run_client(python: Path, script: str, *arguments: str) -> Any:
+    """What the script prints, as JSON; the script is run by a client's interpreter, and sees sys.argv[1:]."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(python), "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUNS_S, env=environment)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def calls(name: str, packages: tuple[str, ...], *arguments: str) -> dict[str, Any]:
+    """What each call of tests/NAME.py returned, by the name of the call."""
+    script = Path(__file__).with_name(f"{name}.py").read_text()
+    found: dict[str, Any] = run_client(python_with(*packages), script, *arguments)
     return found

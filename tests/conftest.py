@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import torch
 from hub import Hub
+from replica import Replica
 from samples import TINY, rows
 
 from model.bundle import Bundle, load_bundle, save_bundle
+from model.scores import MULTI, Calibration
+from service import engine, remote
+from service.remote import Remote
 from training.data import read_dataset
 from training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    Post = Callable[[str, object], httpx.Response]
+
+REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engines_in_threads() -> Iterator[list[Remote]]:
+    """Engines of services in this process, without importing torch for each: their sockets and messages are real."""
+    made: list[Remote] = []
+
+    def start(device: str, cores: int, channels: Sequence[socket.socket]) -> None:
+        threading.Thread(target=engine.serve, args=(device, channels, cores, len(channels) - 2), daemon=True).start()
+
+    def noted(device: Remote, *args: Any) -> None:
+        made.append(device)
+        make(device, *args)
+
+    make = Remote.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "start_engine", start)
+        patch.setattr(Remote, "__init__", noted)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _engines_end(_engines_in_threads: list[Remote]) -> Iterator[None]:
+    """Those of a test, whose services nobody stops, end with it."""
+    before = len(_engines_in_threads)
+    yield
+    for device in _engines_in_threads[before:]:
+        device.close()
 
 
 @pytest.fixture
@@ -58,6 +98,41 @@ def variant(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tags_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, with labels that do not exclude one another."""
+    bundle = load_bundle(bundle_folder)
+    assert bundle.manifest is not None
+    folder = tmp_path_factory.mktemp("tags") / "tags"
+    manifest = replace(bundle.manifest, problem_type=MULTI, calibration=Calibration())
+    save_bundle(folder, bundle.classifier, bundle.tokenizer, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def replica(bundle_folder: Path, tags_folder: Path) -> Iterator[Replica]:
+    """A replica behind HTTP with the models mood, the default, and tags, of several labels a text."""
+    models = {"mood": bundle_folder, "tags": tags_folder}
+    with Replica(models, **REPLICA_LIMITS) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def post(replica: Replica) -> Iterator[Post]:
+    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+    with httpx.Client(base_url=replica.url, timeout=20) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+
+        def send(path: str, body: object) -> httpx.Response:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            response = client.post(path, content=content)
+            documented = "/models/{name}" if path.startswith("/models/") else path
+            assert str(response.status_code) in paths[documented]["post"]["responses"]
+            return response
+
+        yield send
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from service.models import Models
 from service.settings import Settings, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from model.bundle import Bundle
@@ -24,20 +23,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def models(bundle_folder: Path) -> Iterator[Models]:
-    models = Models([Spec("mood", bundle_folder)], Settings(cache_texts=2, precision="fp32"))
-    yield models
-    models.tokenizing.close()
+def models(bundle_folder: Path) -> Models:
+    return Models([Spec("mood", bundle_folder)], Settings(cache_texts=2, precision="fp32"))
 
 
 def classify(models: Models, *requests: list[str]) -> list[Answered]:
-    """Each request once the one before is answered."""
+    """Each request once the one before is answered, and then no more."""
 
     async def one_by_one() -> list[Answered]:
-        return [
+        answers = [
             await answer(models.find(None), models.tokenizing, texts, deadline=time.perf_counter() + 20)
             for texts in requests
         ]
+        await models.drain()
+        return answers
 
     return asyncio.run(one_by_one())
 

@@ -11,7 +11,7 @@ import pytest
 from model.scores import MULTI
 from service.answers import answer_texts, read_texts, rows_of
 from service.errors import Failed, PairTooLong, ServiceError, TooManyTokens
-from service.predictor import Scored
+from service.scored import Scored
 
 if TYPE_CHECKING:
     from model.bundle import Bundle

@@ -89,7 +89,7 @@ def test_load_brings_a_replica_and_its_end_takes_it_away_and_no_request_fails(se
 
     async def run() -> None:
         health = []
-        async with load(server, callers=4, pause_s=0.01) as light:
+        async with load(server, callers=4, pause_s=0.05) as light:
             async with load(server, callers=6, number=400, words=40) as heavy, aiohttp.ClientSession() as session:
 
                 async def grown() -> bool:

@@ -154,4 +154,4 @@ def test_the_image_runs_as_a_numeric_user_and_is_healthy_when_ready() -> None:
 def test_everything_that_is_installed_reaches_the_build() -> None:
     allowed = set(re.findall(r"(?m)^!(\S+)$", (ROOT / ".dockerignore").read_text()))
     needed = {"pyproject.toml", "constraints.txt", PROJECT["readme"], *PROJECT["license-files"]}
-    assert needed | {"model", "service", "training"} == allowed
+    assert needed | {"heed", "model", "service", "training"} == allowed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -13,22 +14,24 @@ import torch
 from samples import BAD, GOOD
 from test_families import CASES, ONE_CASE, ours, reference
 
+from model.attribution import masked
 from model.batch import make_batch
-from model.explain import TOLERANCE, attention_weights, explain, masked
+from model.explain import TOLERANCE, attention_weights, explain
 from model.forward import forward_rows
 from model.tokens import Row, Span
 from service import compute
 from service.compute import Compute
+from service.engine import Engine
 from service.models import Models
 from service.routes import Service
 from service.settings import Settings, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
     from model.bundle import Bundle
     from model.encoder import Classifier
+    from service.compute import Loaded
 
 FAMILIES = [("bert", CASES["bert"][0]), ("modernbert", CASES["modernbert"][2]), ("deberta-v2", CASES["deberta-v2"][0])]
 TEXT = Row([1, 17, 42, 99, 8, 30, 2])
@@ -166,7 +169,7 @@ def test_an_explanation_keeps_its_deadline_and_then_takes_no_more_steps(
 ) -> None:
     steps = 0
 
-    async def never(self: Compute, function: Callable[[], object]) -> None:
+    async def never(self: Compute, message: object) -> None:
         nonlocal steps
         steps += 1
         await asyncio.sleep(0)  # a step that is not the last
@@ -177,44 +180,51 @@ def test_an_explanation_keeps_its_deadline_and_then_takes_no_more_steps(
     assert steps > 0  # and the service has stopped: the loop over the steps has ended
 
 
-def order_of(test: Callable[[Compute, threading.Event, list[str]], Coroutine[None, None, None]]) -> list[str]:
-    """In which order work ran, while the first pass held the device until the event."""
-    order: list[str] = []
-    device, release = Compute(torch.device("cpu"), 1), threading.Event()
-    asyncio.run(asyncio.wait_for(test(device, release, order), 20))
-    device.close()
+FIRST, SECOND, EARLIER, LATER = 1, 2, 3, 4
+
+
+def order_of_two_passes_and_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """In which order an engine computes: a step has been; while a pass runs, a step and then a second pass come."""
+    order: list[int] = []
+    release = threading.Event()
+
+    def one_pass(self: Engine, name: int, ids: object, types: object) -> list[object]:
+        if name == FIRST:
+            release.wait()
+        order.append(name)
+        return [[], 0]
+
+    monkeypatch.setattr(Engine, "compute", one_pass)
+    monkeypatch.setattr(Engine, "stop_explaining", lambda self, job: order.append(job))
+    device = Compute("cpu", 1)
+
+    async def passes_and_a_step() -> None:
+        await device.step(["stop_explaining", EARLIER])
+        tasks = [asyncio.create_task(device.run(loaded(FIRST), []))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(device.step(["stop_explaining", LATER])))
+        for _ in range(5):  # turns of the loop: the step has had its chance
+            await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(device.run(loaded(SECOND), [])))
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(*tasks)
+        device.engine.close()
+
+    asyncio.run(asyncio.wait_for(passes_and_a_step(), 20))
     return order
 
 
-async def passes_and_a_step(device: Compute, release: threading.Event, order: list[str]) -> None:
-    """A step has been; a pass runs, then a step and a second pass come."""
-
-    def work(name: str) -> Any:
-        def run(rows: Sequence[Row] = ()) -> list[Any]:
-            if name == "first":
-                release.wait()
-            order.append(name)
-            return []
-
-        return run
-
-    await device.step(work("earlier step"))
-    tasks = [asyncio.create_task(device.run(work("first"), []))]
-    await asyncio.sleep(0)
-    tasks.append(asyncio.create_task(device.step(work("step"))))
-    for _ in range(5):  # turns of the loop: the step has had its chance
-        await asyncio.sleep(0)
-    tasks.append(asyncio.create_task(device.run(work("second"), [])))
-    await asyncio.sleep(0)
-    release.set()
-    await asyncio.gather(*tasks)
+def loaded(name: int) -> Loaded:
+    """A model of that id."""
+    return cast("Loaded", SimpleNamespace(id=name))
 
 
 def test_passes_go_before_steps_of_explanations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "STEP_SHARE", 1e-9)
-    assert order_of(passes_and_a_step) == ["earlier step", "first", "second", "step"]
+    assert order_of_two_passes_and_a_step(monkeypatch) == [EARLIER, FIRST, SECOND, LATER]
 
 
 def test_a_step_whose_share_is_due_does_not_wait_for_passes_to_cease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "STEP_SHARE", 1.0)
-    assert order_of(passes_and_a_step) == ["earlier step", "first", "step", "second"]
+    assert order_of_two_passes_and_a_step(monkeypatch) == [EARLIER, FIRST, LATER, SECOND]

@@ -183,17 +183,28 @@ def test_a_request_is_answered_by_the_version_it_began_with_however_many_come_af
 
 
 def test_a_version_that_nobody_needs_any_more_frees_its_memory_at_once(
-    model: RegisteredModel, variant: Callable[[float], Path]
+    model: RegisteredModel, variant: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loaded: weakref.WeakSet[Predictor] = weakref.WeakSet()
+    make = Predictor.__init__
+
+    def noted(self: Predictor, *args: Any) -> None:
+        loaded.add(self)
+        make(self, *args)
+
+    monkeypatch.setattr(Predictor, "__init__", noted)
+
     async def test() -> bool:
         async with live(model) as served:
             await served.ask(explain=True)
-            weights = weakref.ref(served.models.find("mood").predictor)
+            [weights] = map(weakref.ref, loaded)
             gc.disable()
             for factor in (-1.0, 0.5):
                 model.promote(model.add(variant(factor)))
                 await served.follow()
             await asyncio.gather(*served.models._leaving)
+            for _ in range(100):  # the engine has been told
+                await asyncio.sleep(0.01 * (weights() is not None))
             return weights() is None
 
     try:

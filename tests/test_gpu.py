@@ -15,7 +15,8 @@ from model.convert import read_config
 from model.encoder import Classifier, EncoderConfig
 from model.forward import Forward, forward_rows
 from model.tokens import Row
-from service.predictor import Predictor, Scored
+from service.predictor import Predictor
+from service.scored import Scored
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -59,6 +59,6 @@ def test_times_that_no_cost_explains_give_none_that_is_negative() -> None:
 
 def test_a_full_pass_is_the_smallest_that_the_device_runs_near_its_rate() -> None:
     cost = Cost(pass_s=0.002, row_s=0.0, token_s=4e-5)
-    tokens = full_pass(cost, row_tokens=32, most=4096)
+    tokens = full_pass(cost, 4096)
     assert tokens / cost.seconds(1, tokens) == pytest.approx(EFFICIENT / cost.token_s, rel=0.01)
-    assert full_pass(cost, row_tokens=32, most=512) == 512
+    assert full_pass(cost, 512) == 512

@@ -26,7 +26,8 @@ from model.device import choose_device
 from service.cli import main
 from service.guard import processes_of
 from service.launch import free_port, haproxies
-from service.predictor import Predictor, Scored
+from service.predictor import Predictor
+from service.scored import Scored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from service.dialects.tensors import (
     texts_of_json,
 )
 from service.errors import InvalidRequest
-from service.predictor import Scored
+from service.scored import Scored
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=20)
 LABELS = ["negative", "neu:tral", "positive"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from sockets import served
+from replica import served
 
 from service.dialects import kserve_v1, v2_openapi
 from service.dialects.v2_openapi import Answer, InferResponse

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clients import KSERVE, TRITON, calls
-from sockets import served
+from replica import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.bundle import WEIGHT_TYPES, now, save_bundle
+from model.bundle import WEIGHT_TYPES, save_bundle
 from model.forward import forward_rows
-from model.manifest import Manifest
+from model.manifest import Manifest, now
 from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile, fit_temperature, probabilities
 from training.data import targets
 from training.evaluate import score

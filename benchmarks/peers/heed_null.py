@@ -12,6 +12,9 @@ from peers.heed import command, labels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model.scores import Array
+    from model.tokens import Row
+
 
 def null_command(start: Start) -> list[str]:
     """The program below."""
@@ -25,7 +28,7 @@ PEERS = [
 
 
 def without_forward_pass() -> None:
-    """Replace the deployment's class by one whose predictor answers constants."""
+    """Replace the deployment's class by one whose passes answer zeros."""
     import service.app
 
     original: Any = service.app.Replica
@@ -34,14 +37,15 @@ def without_forward_pass() -> None:
         """Ray sends it to the replica's process by value."""
 
         def __init__(self, settings: dict[str, Any]) -> None:
-            from service.predictor import Predictor, Scored
+            import numpy as np
 
-            def constants(predictor: Predictor, rows: Sequence[object]) -> list[Scored]:
-                n = len(predictor.bundle.labels)
-                scored = Scored([0.0] * n, [1 / n] * n, None)
-                return [scored] * len(rows)
+            from service.compute import Compute, Loaded
 
-            Predictor.__call__ = constants  # type: ignore[method-assign, assignment]
+            async def constants(compute: Compute, model: Loaded, rows: Sequence[Row]) -> tuple[Array, int]:
+                logits = np.zeros((len(rows), len(model.bundle.labels)), dtype=np.float32)
+                return logits, sum(row.tokens for row in rows)
+
+            Compute.run = constants  # type: ignore[method-assign, assignment]
             super().__init__(settings)
 
     service.app.Replica = NullReplica  # type: ignore[misc]

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from service.http import Handler
-    from service.openapi import Schema
     from service.routes import Reply, Service
     from service.schemas import ClassifyRequest, TextResult
 
@@ -94,14 +93,7 @@ class Explanations(Answer):
     model_version: str
 
 
-SCHEMAS: list[Schema] = [
-    (V1Request, "validation"),
-    (Predictions, "serialization"),
-    (Explanations, "serialization"),
-]
-
-
-def paths() -> dict[str, Any]:
+def paths(service: Service) -> dict[str, Any]:
     """As OpenAPI has them."""
     return {
         f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", V1Request, Predictions, NAME)},

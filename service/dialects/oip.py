@@ -19,7 +19,7 @@ from service.schemas import OnLong, explained_result, text_result
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.bundle import Bundle
+    from model.manifest import Described
     from service.dialects.tensors import Tensor
     from service.routes import Reply
     from service.schemas import Priority
@@ -206,7 +206,7 @@ def failed(i: int, error: ServiceError) -> ServiceError:
     return bad(f"texts[{i}]", str(error)) if error.status < 500 else error
 
 
-def model_metadata(name: str, versions: Sequence[str], bundle: Bundle) -> dict[str, Any]:
+def model_metadata(name: str, versions: Sequence[str], bundle: Described) -> dict[str, Any]:
     """What GET /v2/models/NAME and ModelMetadata answer: what is in an answer that names no outputs."""
     C = len(bundle.labels)
     matrices = [("probabilities", "FP32"), ("logits", "FP32")]

@@ -19,7 +19,7 @@ from service.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.predictor import Scored
+    from service.scored import Scored
 
 LENGTH = struct.Struct("<I")
 Values = list[str] | list[float] | list[bool]

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 
 from service.dialects.oip import EXTENSIONS, InferRequest, as_400, model_metadata, native, outputs
 from service.dialects.tensors import bad, parts
-from service.dialects.v2_openapi import SCHEMAS, IndexRequest, paths
+from service.dialects.v2_openapi import IndexRequest, paths
 from service.errors import BodyTooLarge, MethodNotAllowed, NoSuchRoute, NotReady, ServiceError
 from service.http import counted, refusal
 from service.schemas import parse_request
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from service.models import ServedModel
     from service.routes import Service
 
-__all__ = ["SCHEMAS", "paths", "routes"]
+__all__ = ["paths", "routes"]
 
 PREFIX = "/v2"
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON before the binary tensors

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.dialects.oip import InferRequest, Strict
-from service.openapi import CLASSIFY_ERRORS, answer, ref
+from service.openapi import ERRORS, said
 
 if TYPE_CHECKING:
-    from service.openapi import Schema
+    from service.routes import Service
 
 Names = Literal["label", "score", "probabilities", "logits", "label_set", "explanation"]
 NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -127,22 +127,7 @@ class InferResponse(Answer):
     outputs: list[OutputTensor]
 
 
-SCHEMAS: list[Schema] = [
-    (InferRequest, "validation"),
-    (IndexRequest, "validation"),
-    (V2Error, "serialization"),
-    (ServerLive, "serialization"),
-    (ServerReady, "serialization"),
-    (ServerMetadata, "serialization"),
-    (ModelNames, "serialization"),
-    (ModelReady, "serialization"),
-    (ModelMetadata, "serialization"),
-    (ModelIndex, "serialization"),
-    (InferResponse, "serialization"),
-]
-
-
-def paths() -> dict[str, Any]:
+def paths(service: Service) -> dict[str, Any]:
     """Of Open Inference Protocol V2."""
     found = {
         "/v2": {"get": get_operation("what the server is (V2)", ServerMetadata)},
@@ -172,7 +157,7 @@ def get_operation(
     return {
         "summary": summary,
         "parameters": list(parameters),
-        "responses": {"200": answer("so", model), **_errors(*errors)},
+        "responses": {"200": said("so", model), **_errors(*errors)},
     }
 
 
@@ -180,28 +165,25 @@ def infer_operation(
     summary: str, request: type[BaseModel], model: type[BaseModel], *parameters: dict[str, Any]
 ) -> dict[str, Any]:
     """An operation that has texts labelled; what is wrong in a request is a 400."""
-    responses = {"200": answer("an answer per text, in order", model)} | _errors(*(set(CLASSIFY_ERRORS) - {422}))
+    responses = {"200": said("an answer per text, in order", model)} | _errors(*(set(ERRORS) - {422}))
     responses["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
     return {
         "summary": summary,
         "parameters": list(parameters),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": responses,
     }
 
 
 def _index() -> dict[str, Any]:
-    listed = answer("so", ModelIndex)
-    listed["content"]["application/json"]["schema"] = {"type": "array", "items": ref(ModelIndex)}
+    listed = said("so", ModelIndex)
+    listed["content"]["application/json"]["schema"] = {"type": "array", "items": ModelIndex}
     return {
         "summary": "every version that is loaded, and what could not be (V2)",
-        "requestBody": {"required": False, "content": {"application/json": {"schema": ref(IndexRequest)}}},
+        "requestBody": {"required": False, "content": {"application/json": {"schema": IndexRequest}}},
         "responses": {"200": listed, **_errors(400, 413, 503, 504)},
     }
 
 
 def _errors(*codes: int) -> dict[str, Any]:
-    return {
-        str(code): answer("fields or lengths" if code == 400 else CLASSIFY_ERRORS[code], V2Error)
-        for code in sorted(codes)
-    }
+    return {str(code): said("fields or lengths" if code == 400 else ERRORS[code], V2Error) for code in sorted(codes)}

@@ -1,0 +1,171 @@
+"""What the clients send, and what they do with a refusal: decisions without a socket, for both of them.
+
+A text is a string, or a pair of strings that are read together.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+
+from heed.errors import HeedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import httpx
+
+    Text = str | tuple[str, str]
+
+T = TypeVar("T")
+
+REQUEST_S = 60.0  # for a request of a call without a deadline, retries included
+GRACE_S = 1.0  # the service's own word that the deadline is past says more than a socket that times out
+MAX_TIMEOUT_MS = 600_000  # the service takes no later one
+PASSING = {429, 503}  # refusals that pass
+LEAST_WAIT_S = 0.1  # also where Retry-After says 0
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0  # where no Retry-After says how long
+ENVELOPE_BYTES = 4096  # of a body, for what is not texts
+
+
+class Options(TypedDict, total=False):
+    """Parameters of classify(), those of POST /v1/classify; what is left out is the service's default.
+
+    timeout_ms is the deadline of the whole call: of all its requests, and their retries.
+    """
+
+    model: str | None
+    top_k: int | None
+    raw_scores: bool
+    on_long: Literal["truncate", "error", "window"]
+    explain: bool | str
+    timeout_ms: int | None
+    priority: Literal["interactive", "bulk"] | None
+
+
+class Deadline:
+    """A time by which there is an answer."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._end = clock, clock() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then; negative when it is past."""
+        return self._end - self._clock()
+
+
+def call_deadline(options: Options) -> Deadline | None:
+    """Of the whole call, where it names one."""
+    timeout_ms = options.get("timeout_ms")
+    return None if timeout_ms is None else Deadline(timeout_ms / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold."""
+
+    texts: int
+    body_bytes: int
+
+    @classmethod
+    def parse(cls, listed: dict[str, Any]) -> Limits:
+        """From GET /v1/models. Raises KeyError or TypeError where it is something else."""
+        return cls(int(listed["max_texts_per_request"]), int(listed["max_body_bytes"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts of one request; start is where they are in those of the call."""
+
+    start: int
+    texts: Sequence[Text]
+    options: Options
+
+    def body(self, deadline: Deadline) -> bytes:
+        """JSON, with the part of the call's deadline that is left."""
+        kind = "texts" if isinstance(self.texts[0], str) else "pairs"
+        fields: dict[str, Any] = {kind: self.texts, **self.options}
+        if self.options.get("timeout_ms") is not None:
+            fields["timeout_ms"] = min(max(1, int(deadline.left_s * 1000)), MAX_TIMEOUT_MS)
+        return encoded(fields)
+
+
+def request(batch: Batch | None, deadline: Deadline) -> dict[str, Any]:
+    """What httpx is asked to send: a batch, or the question what is served."""
+    timeout = max(0.0, deadline.left_s) + GRACE_S
+    if batch is None:
+        return {"method": "GET", "url": "/v1/models", "timeout": timeout}
+    return {"method": "POST", "url": "/v1/classify", "content": batch.body(deadline), "timeout": timeout}
+
+
+def checked(texts: Sequence[Text]) -> Sequence[Text]:
+    """The texts. Raises TypeError for a lone string, whose characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise TypeError("texts is a list of strings, not a string: put it into a list")
+    return texts
+
+
+def batches(texts: Sequence[Text], options: Options, limits: Limits) -> Iterator[Batch]:
+    """Consecutive texts, as many in each as a request may hold; what no request may hold is left to the service."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        text_size = len(encoded(text)) + 1
+        if i > start and (i - start == limits.texts or size + text_size > limits.body_bytes - ENVELOPE_BYTES):
+            yield Batch(start, texts[start:i], options)
+            start, size = i, 0
+        size += text_size
+    if texts:
+        yield Batch(start, texts[start:], options)
+
+
+def encoded(value: object) -> bytes:
+    """JSON in UTF-8, without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def retry_in(response: httpx.Response, attempt: int, deadline: Deadline) -> float | None:
+    """Seconds after which to send it again; None if that is no use, or not within the deadline."""
+    if response.status_code not in PASSING:
+        return None
+    wait_s = _asked_wait(response.headers)
+    if wait_s is None:
+        wait_s = min(FIRST_WAIT_S * 2 ** min(attempt, 10), MAX_WAIT_S)
+    wait_s = max(wait_s, LEAST_WAIT_S)
+    return wait_s if wait_s < deadline.left_s else None
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Retry-After, in seconds or as a date (RFC 9110, section 10.2.3)."""
+    value = headers.get("retry-after", "")
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):  # no date, or one of no time zone
+        return None
+
+
+def parsed(response: httpx.Response, parse: Callable[[dict[str, Any]], T]) -> T:
+    """The body of a 200 as `parse` makes it. Raises HeedError for another status, and another body."""
+    if response.status_code != 200:
+        raise refusal(response)
+    try:
+        return parse(response.json())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message = f"the answer is not one of Heed: is it at this URL? {response.request.url}"
+        raise HeedError("not_heed", response.status_code, message) from None
+
+
+def refusal(response: httpx.Response) -> HeedError:
+    """The error of an answer, also where something before the service gave it."""
+    status = response.status_code
+    try:
+        error = response.json()["error"]
+        return HeedError(error["code"], status, error["message"], error["details"])
+    except (ValueError, KeyError, TypeError):
+        return HeedError(f"http_{status}", status, f"answered by something that is not Heed: {response.reason_phrase}")
