@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from model.scores import Array
 
+ALONE_AFTER_S = 0.1  # two passes ran: the next would meet another, and threads that wait for each other take its core
 STEP_SHARE = 0.1  # of a pass's place, at most, for explanations while classification waits
 
 
@@ -56,6 +57,7 @@ class Compute:
         self._spreads = self.engine.passes > 1 and self.engine.threads == 1  # teams of many threads would fight
         self._ids = itertools.count()
         self._passes = 0  # running or waiting
+        self._met_at = -ALONE_AFTER_S  # when two passes ran last
         self._no_pass = asyncio.Event()
         self._turn = asyncio.Lock()  # of the steps, among the models
         self._step_s, self._step_ended = 0.0, 0.0
@@ -117,13 +119,19 @@ class Compute:
         self._no_pass.clear()
         try:
             message = ["compute", model.id, [row.ids for row in rows], [row.types for row in rows]]
-            is_alone = self._spreads and self._passes == 1
-            logits, tokens = await self.engine.ask(message, alone=is_alone)
+            logits, tokens = await self.engine.ask(message, alone=self._is_alone())
             return np.array(logits, dtype=np.float32), tokens
         finally:
             self._passes -= 1
             if not self._passes:
                 self._no_pass.set()
+
+    def _is_alone(self) -> bool:
+        """Whether the pass that begins shares the cores with no other, and none has for a while."""
+        now = time.perf_counter()
+        if self._passes > 1:
+            self._met_at = now
+        return self._spreads and now - self._met_at > ALONE_AFTER_S
 
     async def step(self, message: Sequence[Any]) -> Any:
         """The answer to a step, asked once no pass runs or waits; if passes never end, with STEP_SHARE of the time."""

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EFFICIENT = 0.95  # of the device's rate in endless passes: a larger pass gains little and keeps the next waiting
+EFFICIENT = 0.97  # of the device's rate in endless passes: a larger pass gains little and keeps the next waiting
 MIN_PASS = 256  # tokens
 USUAL_ROW = 32  # tokens of a text
 
