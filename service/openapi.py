@@ -51,6 +51,8 @@ def openapi(request: type[ClassifyRequest], dialects: dict[str, Any]) -> dict[st
     """The OpenAPI 3.1 document: the native API, with this service's limits in `request`, and the dialects' paths."""
     found: set[Documented] = set()
     paths = _resolved(_native(request) | dialects, "serialization", found)
+    classes = {model for model, _ in found}
+    assert len({model.__name__ for model in classes}) == len(classes), "two schemas of one name"
     _, schemas = models_json_schema(sorted(found, key=lambda pair: pair[0].__name__), ref_template=REF)
     return {
         "openapi": "3.1.0",

@@ -338,14 +338,14 @@ def test_what_there_is_not_is_an_error_in_the_shape_of_the_protocol(
 
 def test_v1_predicts_and_explains(client: httpx.Client, bundle: Bundle) -> None:
     answer = client.post("/v1/models/mood:predict", json={"instances": [TEXTS[0], {"text": TEXTS[1]}]}).json()
-    kserve_v1.Predictions.model_validate(answer, strict=True)
+    kserve_v1.V1Predictions.model_validate(answer, strict=True)
     results = native(client, texts=TEXTS)
     for prediction, result in zip(answer["predictions"], results, strict=True):
         assert (prediction["labels"], prediction["label_set"]) == (result["labels"], result["label_set"])
         assert {"label": prediction["label"], "score": prediction["score"]} == result["labels"][0]
     assert (answer["model_name"], answer["model_version"]) == ("mood", bundle.version)
     explained = client.post("/v1/models/mood:explain", json={"instances": TEXTS}).json()
-    kserve_v1.Explanations.model_validate(explained, strict=True)
+    kserve_v1.V1Explanations.model_validate(explained, strict=True)
     assert [one["explanation"]["label"] for one in explained["explanations"]] == ["positive", "negative"]
     assert client.get("/v1/models/mood").json() == {"name": "mood", "ready": True}
 

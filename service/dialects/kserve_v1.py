@@ -77,7 +77,7 @@ class Prediction(Answer):
     error: TextError | None = None
 
 
-class Predictions(Answer):
+class V1Predictions(Answer):
     """The answer of :predict."""
 
     predictions: list[Prediction]
@@ -85,7 +85,7 @@ class Predictions(Answer):
     model_version: str
 
 
-class Explanations(Answer):
+class V1Explanations(Answer):
     """The answer of :explain."""
 
     explanations: list[Prediction]
@@ -96,8 +96,8 @@ class Explanations(Answer):
 def paths(service: Service) -> dict[str, Any]:
     """As OpenAPI has them."""
     return {
-        f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", V1Request, Predictions, NAME)},
-        f"{MODEL}:explain": {"post": infer_operation("say why (KServe V1)", V1Request, Explanations, NAME)},
+        f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", V1Request, V1Predictions, NAME)},
+        f"{MODEL}:explain": {"post": infer_operation("say why (KServe V1)", V1Request, V1Explanations, NAME)},
         MODEL: {"get": get_operation("whether it answers (KServe V1)", ModelReady, NAME, errors=(404, 503))},
     }
 
