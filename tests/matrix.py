@@ -27,4 +27,17 @@ MATRIX = {  # client, as pip installs it: call: where it is tested
         "models.sync": "test_dialects.py::test_infinity_client_classifies_and_lists_models",
         "health.sync": "test_dialects.py::test_infinity_client_classifies_and_lists_models",
     },
+    "tritonclient[http]": {
+        "InferenceServerClient.infer": "test_v2_clients.py::test_tritons_client_infers",
+        "InferenceServerClient.get_model_metadata": "test_v2_clients.py::test_tritons_client_sees_what_is_served",
+        "InferenceServerException": "test_v2_clients.py::test_tritons_client_reads_the_error",
+    },
+    "tritonclient[grpc]": {
+        "InferenceServerClient.infer": "test_serve_grpc.py::test_tritons_client_over_grpc",
+    },
+    "kserve": {
+        "InferenceRESTClient.infer (v2)": "test_v2_clients.py::test_kserves_client_speaks_v2",
+        "InferenceRESTClient.infer (v1)": "test_v2_clients.py::test_kserves_client_speaks_v1",
+        "InferenceGRPCClient.infer": "test_serve_grpc.py::test_kserves_client_over_grpc_and_a_time_to_come_back",
+    },
 }
