@@ -71,7 +71,7 @@ class Graph:
 
 
 class CudaPasses:
-    """Launches batches of the varlen layout. All calls come from one thread."""
+    """Launches batches of the varlen layout, one after the other: the caller sees to that."""
 
     def __init__(self, classifier: Classifier, device: torch.device) -> None:
         self._classifier, self._device = classifier, device

@@ -87,12 +87,13 @@ class Channel(asyncio.Protocol):
 
     def ask(self, message: Any) -> asyncio.Future[Any]:
         """The answer to come; it raises what answer_of() raises."""
+        body = pack(message)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._transport is None:
             answer.set_exception(EngineError("EngineLost", "the engine has ended"))
         else:
             self._asked.append(answer)
-            self._transport.write(pack(message))
+            self._transport.write(body)
         return answer
 
     def data_received(self, data: bytes) -> None:
@@ -109,7 +110,7 @@ class Channel(asyncio.Protocol):
             return
         try:
             answer.set_result(answer_of(body))
-        except (Refused, EngineError) as error:
+        except Exception as error:  # whatever it is: somebody waits
             answer.set_exception(error)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -52,7 +52,10 @@ class Compute:
     """Asks the engine of one device; turns says when. Raises ValueError where there is no such device."""
 
     def __init__(self, device: str, cores: int) -> None:
-        self.engine = Remote(device, cores)
+        try:
+            self.engine = Remote(device, cores)
+        except Refused as error:
+            raise ValueError(str(error)) from None
         self.turns = Turns(self.engine.passes, self.engine.prepared)
         self._spreads = self.engine.passes > 1 and self.engine.threads == 1  # teams of many threads would fight
         self._ids = itertools.count()
@@ -141,9 +144,6 @@ class Compute:
                 async with asyncio.timeout(latest - time.perf_counter()):
                     while self._passes:  # the next pass may have come before this task was woken
                         await self._no_pass.wait()
-            start = time.perf_counter()
-            try:
-                return await self.engine.ask(message)
-            finally:
-                self._step_ended = time.perf_counter()
-                self._step_s = self._step_ended - start
+            answer, self._step_s = await self.engine.timed(message)
+            self._step_ended = time.perf_counter()
+            return answer

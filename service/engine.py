@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from model.attribution import Attribution
 
 
+WITH_TEXTS = {"compute", "explain"}  # questions whose errors may hold what a user wrote
+
+
 class Engine:
     """The models of a replica on its device. Each public method is a question, its name the first of the message."""
 
@@ -53,7 +58,7 @@ class Engine:
         try:
             self._models[name] = predictor = Predictor(bundle, self._device, precision)
         except ValueError as error:  # a precision that this model or device has not
-            raise BundleError(f"{bundle.name}: {error}") from None
+            raise BundleError(str(error)) from None
         row = predictor.known_row
         return {
             "name": bundle.name,
@@ -124,7 +129,8 @@ class Engine:
         except BundleError as error:
             return pack([REFUSED, str(error)])
         except Exception as error:  # the replica decides what it means
-            return pack([FAILED, [type(error).__name__, where(error)]])
+            told = where(error) if question in WITH_TEXTS else f"{type(error).__name__}: {error}"
+            return pack([FAILED, [type(error).__name__, told]])
 
 
 def answer_all(engine: Engine, channel: socket.socket, threads: int) -> None:
@@ -169,14 +175,17 @@ def share_cores(cores: int, device_type: str, max_passes: int) -> tuple[int, int
 
 
 def main() -> None:
-    """Serve on sockets that were inherited. The process ends when the first of them does."""
+    """Serve on sockets that were inherited. The process ends when the replica closes the first, or has gone."""
     device, cores, *handles = sys.argv[1:]
     channels = [socket.socket(fileno=int(handle)) for handle in handles]
     torch.set_num_threads(1)  # a team of OpenMP threads for each channel, and none besides
-    threads = serve(device, channels, int(cores), len(channels) - 2)
-    if threads:
-        threads[0].join()
-    os._exit(0)  # a pass that hangs does not hold it
+    for number in (signal.SIGINT, signal.SIGTERM):  # of the group: the replica drains, and ends it
+        signal.signal(number, signal.SIG_IGN)
+    gone = select.poll()
+    gone.register(channels[0], 0)
+    if serve(device, channels, int(cores), len(channels) - 2):
+        gone.poll()
+    os._exit(0)  # whatever its threads do
 
 
 if __name__ == "__main__":

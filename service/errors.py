@@ -133,13 +133,16 @@ class DeadlineExceeded(ServiceError):
 
 
 class EngineError(Exception):
-    """The engine failed, or has ended. Arguments: the type of its error, and what where() says of it there."""
+    """The engine failed, or has ended. Arguments: the type of its error, and what it says of it."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])
 
 
 def where(error: BaseException) -> str:
     """Type of an error, file and line where it was raised: enough to find a bug, and no value of a variable."""
     if isinstance(error, EngineError):
-        return str(error.args[-1])
+        return str(error)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

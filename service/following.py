@@ -18,7 +18,7 @@ from model.location import LocationError, RegistryEntry
 from model.manifest import BundleError, now
 from model.registry import RegistryError
 from service import metrics
-from service.errors import where
+from service.errors import EngineError, where
 from service.settings import Spec
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def failed_again(before: Failure | None, version: str, error: Exception, now_s: 
     """The failure of a version; it may be passing, so it is tried again, each time after twice as long."""
     waited_s = before.retry_s if before is not None and before.version == version else poll_s
     retry_s = min(2 * waited_s, MAX_RETRY_S)
-    return Failure(version, type(error).__name__, now(), retry_s, now_s + retry_s)
+    kind = str(error.args[0]) if isinstance(error, EngineError) else type(error).__name__
+    return Failure(version, kind, now(), retry_s, now_s + retry_s)
 
 
 def told(error: Exception) -> str:

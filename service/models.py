@@ -17,7 +17,7 @@ from service import metrics
 from service.batching import Batcher
 from service.cache import AnswerCache
 from service.compute import Compute
-from service.errors import NoSuchModel
+from service.errors import NoSuchModel, NotReady
 from service.explaining import Explainer
 from service.planning import full_pass
 from service.scored import Scored, score
@@ -97,6 +97,8 @@ class ServedModel:
         try:
             logits, computed_tokens = await self._compute.run(self.loaded, rows)
         except Exception:
+            if self._compute.engine.is_lost:
+                return [NotReady("the device does not answer")] * len(rows)
             try:
                 await self._compute.run(self.loaded, [self.loaded.known_row])
             except Exception:  # noqa: S110: the first error is the one to tell
@@ -119,7 +121,11 @@ class Models:
         self._compute = Compute(settings.device, settings.compute_threads or available_cores())
         self.tokenizing = Tokenizing(settings.max_queue_tokens)
         self.specs, self._settings = specs, settings
-        self._served = {spec.name: [self._load_warm(spec)] for spec in specs}  # newest first
+        try:
+            self._served = {spec.name: [self._load_warm(spec)] for spec in specs}  # newest first
+        except BaseException:
+            self._compute.engine.close()
+            raise
         self._leaving: set[asyncio.Task[None]] = set()
 
     def _load_warm(self, spec: Spec) -> ServedModel:
@@ -192,8 +198,12 @@ class Models:
         is_lost = self._compute.engine.is_lost or any(model.is_broken for model in self)
         return self._compute.turns.pass_s() < stuck_s and not is_lost
 
+    async def connect(self) -> None:
+        """Be told from now on if the engine ends."""
+        await self._compute.engine.connect()
+
     @property
-    def engine(self) -> int:
+    def engine_process(self) -> int:
         """The id of the engine's process."""
         return self._compute.engine.process_id
 

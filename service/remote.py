@@ -12,16 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from service.channel import Channel, Refused, ask
+from service.channel import Channel, ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_PASSES = 4  # at once: more would wait for the engine's interpreter lock; the cores beyond are their threads
 STOP_S = 5.0
-PROGRAM: tuple[str, ...] = ("-m", "service.engine")  # what Python runs
+PROGRAM: tuple[str, ...] = ("-P", "-m", "service.engine")  # what Python runs
 
 
 def start_engine(device: str, cores: int, channels: Sequence[socket.socket]) -> subprocess.Popen[bytes] | None:
@@ -59,7 +60,7 @@ class Remote:
         self.threads: int  # of each
         try:
             self.device_type, self.passes, self.threads = self.ask_and_wait(None)
-        except Refused:
+        except BaseException:
             self.close()
             raise
         self.prepared = int(self.device_type != "cpu")  # passes that are given to it while others run
@@ -81,14 +82,22 @@ class Remote:
 
         A caller that is cancelled leaves the channel to its answer.
         """
-        if not self._channels:
-            await self._connect()
+        if self._sockets:
+            await self.connect()
         if alone:
             return await asyncio.shield(self._channels[0].ask(message))
+        answer, _ = await self.timed(message)
+        return answer
+
+    async def timed(self, message: Sequence[Any]) -> tuple[Any, float]:
+        """The answer over a channel that is free, and the seconds since it was."""
+        if self._sockets:
+            await self.connect()
         channel = await self._free.get()
+        start = time.perf_counter()
         answer = channel.ask(message)
         answer.add_done_callback(lambda _: self._free.put_nowait(channel))
-        return await asyncio.shield(answer)
+        return await asyncio.shield(answer), time.perf_counter() - start
 
     def tell(self, message: Sequence[Any]) -> None:
         """Ask something of which nobody waits for the answer."""
@@ -101,17 +110,15 @@ class Remote:
         with contextlib.suppress(Exception):  # the engine has gone, and all that it held
             await self.ask(message)
 
-    async def _connect(self) -> None:
-        """Take the sockets onto the event loop that runs now."""
+    async def connect(self) -> None:
+        """Take the sockets onto the event loop that runs now; from then on is_lost tells when the engine ends."""
         async with self._connecting:
-            loop = asyncio.get_running_loop()
-            channels = [
-                (await loop.create_unix_connection(lambda: Channel(self._lose), sock=ours))[1] for ours in self._sockets
-            ]
-            self._sockets.clear()
-            self._channels += channels
-            for channel in channels[1:]:
-                self._free.put_nowait(channel)
+            while self._sockets:
+                loop, ours = asyncio.get_running_loop(), self._sockets.pop(0)
+                _, channel = await loop.create_unix_connection(lambda: Channel(self._lose), sock=ours)
+                if self._channels:
+                    self._free.put_nowait(channel)
+                self._channels.append(channel)
 
     def _lose(self) -> None:
         self.is_lost = not self._is_closing
@@ -123,10 +130,13 @@ class Remote:
         self._is_closing = True
         for channel in self._channels:
             channel.close()
-        for ours in (*self._sockets, self._control):
+        for ours in (self._control, *self._sockets):
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer, and the engine
             ours.close()
         if self._process is not None:
             try:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
+                self._process.wait()

@@ -228,7 +228,7 @@ class Service:
 
     def set_gauges(self) -> None:
         """What waits and what is held, right now."""
-        metrics.observe_memory(os.getpid(), self.models.engine)
+        metrics.observe_memory(os.getpid(), self.models.engine_process)
         batchers = [model.batcher for model in self.models]
         metrics.QUEUE_TEXTS.set(sum(b.queue_texts for b in batchers))
         metrics.QUEUE_TOKENS.set(sum(b.queue_tokens for b in batchers))
@@ -252,6 +252,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Follow the registry; on the way out, answer what was accepted."""
+        await self.models.connect()
         gc.freeze()  # what is loaded stays: the collector need not look at it again and again
         gauges, following = (asyncio.create_task(loop()) for loop in (self.keep_gauges, self.following.main_loop))
         try:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from service import remote
 from service.compute import Compute
 from service.engine import share_cores
 from service.errors import EngineError
+from service.remote import STOP_S
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -133,3 +135,29 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_an_engine_that_ends_while_nothing_is_asked_is_noticed(device: Compute) -> None:
+    async def idle() -> None:
+        await device.engine.connect()
+        os.kill(process_of(device).pid, signal.SIGKILL)
+        while not device.engine.is_lost:  # noqa: ASYNC110 (that it is noticed is the event)
+            await asyncio.sleep(0.01)
+
+    run(device, idle())
+
+
+def test_an_engine_that_hangs_in_a_load_ends_with_its_replica_all_the_same(device: Compute, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")  # nobody ever writes
+
+    def load() -> None:
+        with pytest.raises(EngineError):
+            device.load(tmp_path, "fp32")
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    device.engine.close()
+    loading.join()
+    assert time.monotonic() - started < STOP_S
