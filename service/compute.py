@@ -70,9 +70,9 @@ class Compute:
 
         Raises BundleError where it is refused, or is another version.
         """
-        name = next(self._ids)
+        number = next(self._ids)
         try:
-            said = self.engine.ask_and_wait(["load", name, str(folder), precision, version])
+            said = self.engine.ask_and_wait(["load", number, str(folder), precision, version])
         except Refused as error:
             raise BundleError(str(error)) from None
         calibration = said["calibration"]
@@ -87,7 +87,7 @@ class Compute:
             tokenizer=Tokenizer.from_folder(folder, has_types=said["has_types"]),
         )
         return Loaded(
-            id=name,
+            id=number,
             bundle=bundle,
             known_row=Row(*said["known_row"]),
             device=said["device"],

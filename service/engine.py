@@ -50,13 +50,13 @@ class Engine:
         # A GPU takes passes one after the other, and is told of the next while it computes; CPU cores each take one.
         self._launching = threading.Lock() if device.type != "cpu" else contextlib.nullcontext()
 
-    def load(self, name: int, folder: str, precision: str, version: str | None) -> dict[str, Any]:
-        """Load a bundle under a name, where it is this version; what the replica must know of it."""
+    def load(self, model: int, folder: str, precision: str, version: str | None) -> dict[str, Any]:
+        """Load a bundle under an id, where it is this version; what the replica must know of it."""
         bundle = load_bundle(Path(folder))
         if version not in (None, bundle.version):
             raise BundleError(f"files of the bundle were changed after it was added to the registry: {folder}")
         try:
-            self._models[name] = predictor = Predictor(bundle, self._device, precision)
+            self._models[model] = predictor = Predictor(bundle, self._device, precision)
         except ValueError as error:  # a precision that this model or device has not
             raise BundleError(str(error)) from None
         row = predictor.known_row
@@ -75,32 +75,32 @@ class Engine:
             "known_row": [row.ids, row.types],
         }
 
-    def costs_like(self, name: int, other: int) -> bool:
+    def costs_like(self, model: int, other: int) -> bool:
         """Whether passes of two models cost the same."""
-        return self._models[name].costs_like(self._models[other])
+        return self._models[model].costs_like(self._models[other])
 
-    def warm_up(self, name: int, cost: Sequence[float] | None = None) -> list[float] | None:
+    def warm_up(self, model: int, cost: Sequence[float] | None = None) -> list[float] | None:
         """The next step of the warm-up; the last gives the cost of passes, or the one that is known."""
-        if name not in self._warming:
-            self._warming[name] = self._models[name].warm_up_steps(Cost(*cost) if cost else None)
+        if model not in self._warming:
+            self._warming[model] = self._models[model].warm_up_steps(Cost(*cost) if cost else None)
         with self._launching:  # a graph is captured while nothing else is launched
-            found = next(self._warming[name])
+            found = next(self._warming[model])
         if found is None:
             return None
-        del self._warming[name]
+        del self._warming[model]
         return [found.pass_s, found.row_s, found.token_s]
 
-    def compute(self, name: int, ids: Sequence[list[int]], types: Sequence[list[int] | None]) -> list[Any]:
+    def compute(self, model: int, ids: Sequence[list[int]], types: Sequence[list[int] | None]) -> list[Any]:
         """One pass of rows: their logits, and how many tokens were computed, padding included."""
         rows = [Row(*row) for row in zip(ids, types, strict=True)]
         with self._launching:
-            launched = self._models[name].launch(rows)
+            launched = self._models[model].launch(rows)
         return [launched().tolist(), launched.computed_tokens]
 
-    def explain(self, job: int, name: int, row: list[Any], baseline: list[Any], label: int) -> list[Any] | None:
+    def explain(self, job: int, model: int, row: list[Any], baseline: list[Any], label: int) -> list[Any] | None:
         """The next step of an explanation; the last gives the scores of the tokens and their gap."""
         if job not in self._explaining:
-            self._explaining[job] = self._models[name].explain(Row(*row), Row(*baseline), label)
+            self._explaining[job] = self._models[model].explain(Row(*row), Row(*baseline), label)
         try:
             with self._launching:
                 found = next(self._explaining[job])
@@ -116,10 +116,10 @@ class Engine:
         """Nobody wants it any more."""
         self._explaining.pop(job, None)
 
-    def let_go(self, name: int) -> None:
+    def let_go(self, model: int) -> None:
         """Free a model."""
-        self._models.pop(name, None)
-        self._warming.pop(name, None)
+        self._models.pop(model, None)
+        self._warming.pop(model, None)
 
     def answer(self, body: bytes) -> bytes:
         """The packed answer to a packed question."""

@@ -113,10 +113,10 @@ class Explainer:
     async def _run(self, jobs: Sequence[Job]) -> list[Attribution | ServiceError]:
         """One job, step by step; each step waits for its turn."""
         [job] = jobs
-        name, rows = next(JOBS), [[row.ids, row.types] for row in (job.row, job.baseline)]
+        number, rows = next(JOBS), [[row.ids, row.types] for row in (job.row, job.baseline)]
         while job.is_wanted:
-            found = await self._compute.step(["explain", name, self._model.id, *rows, job.label])
+            found = await self._compute.step(["explain", number, self._model.id, *rows, job.label])
             if found is not None:
                 return [Attribution(*found) if math.isfinite(found[1]) else Failed()]
-        self._compute.engine.tell(["stop_explaining", name])
+        self._compute.engine.tell(["stop_explaining", number])
         return [Failed()]  # nobody reads it
