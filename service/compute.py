@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +104,7 @@ class Compute:
 
     async def warm_up_between(self, model: Loaded, known: Cost | None) -> Cost:
         """The same in steps between the passes of others; where its cost is known, it is not measured."""
-        measured = [known.pass_s, known.row_s, known.token_s] if known else None
+        measured = astuple(known) if known else None
         while (cost := await self.step(["warm_up", model.id, measured])) is None:
             pass
         return Cost(*cost)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class Engine:
         """Whether passes of two models cost the same."""
         return self._models[model].costs_like(self._models[other])
 
-    def warm_up(self, model: int, cost: Sequence[float] | None = None) -> list[float] | None:
+    def warm_up(self, model: int, cost: Sequence[float] | None = None) -> tuple[float, ...] | None:
         """The next step of the warm-up; the last gives the cost of passes, or the one that is known."""
         if model not in self._warming:
             self._warming[model] = self._models[model].warm_up_steps(Cost(*cost) if cost else None)
@@ -88,7 +88,7 @@ class Engine:
         if found is None:
             return None
         del self._warming[model]
-        return [found.pass_s, found.row_s, found.token_s]
+        return astuple(found)
 
     def compute(self, model: int, ids: Sequence[list[int]], types: Sequence[list[int] | None]) -> list[Any]:
         """One pass of rows: their logits, and how many tokens were computed, padding included."""

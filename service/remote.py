@@ -82,21 +82,18 @@ class Remote:
 
         A caller that is cancelled leaves the channel to its answer.
         """
-        if self._sockets:
-            await self.connect()
-        if alone:
-            return await asyncio.shield(self._channels[0].ask(message))
-        answer, _ = await self.timed(message)
+        answer, _ = await self.timed(message, alone=alone)
         return answer
 
-    async def timed(self, message: Sequence[Any]) -> tuple[Any, float]:
-        """The answer over a channel that is free, and the seconds since it was."""
+    async def timed(self, message: Sequence[Any], *, alone: bool = False) -> tuple[Any, float]:
+        """The same, and the seconds since the channel was free."""
         if self._sockets:
             await self.connect()
-        channel = await self._free.get()
+        channel = self._channels[0] if alone else await self._free.get()
         start = time.perf_counter()
         answer = channel.ask(message)
-        answer.add_done_callback(lambda _: self._free.put_nowait(channel))
+        if not alone:
+            answer.add_done_callback(lambda _: self._free.put_nowait(channel))
         return await asyncio.shield(answer), time.perf_counter() - start
 
     def tell(self, message: Sequence[Any]) -> None:
