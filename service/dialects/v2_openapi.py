@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.dialects.oip import InferRequest, Strict
-from service.openapi import ERRORS, said
+from service.openapi import ERRORS, operation, said
 
 if TYPE_CHECKING:
     from service.routes import Service
@@ -154,25 +154,17 @@ def get_operation(
     summary: str, model: type[BaseModel], *parameters: dict[str, Any], errors: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """An operation without a body."""
-    return {
-        "summary": summary,
-        "parameters": list(parameters),
-        "responses": {"200": said("so", model), **_errors(*errors)},
-    }
+    return operation(summary, model, dict.fromkeys(errors, V2Error), parameters=list(parameters))
 
 
 def infer_operation(
     summary: str, request: type[BaseModel], model: type[BaseModel], *parameters: dict[str, Any]
 ) -> dict[str, Any]:
     """An operation that has texts labelled; what is wrong in a request is a 400."""
-    responses = {"200": said("an answer per text, in order", model)} | _errors(400, 404, 413, 429, 500, 503, 504)
-    responses["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
-    return {
-        "summary": summary,
-        "parameters": list(parameters),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": responses,
-    }
+    errors = dict.fromkeys((400, 404, 413, 429, 500, 503, 504), V2Error)
+    found = operation(summary, model, errors, request, parameters=list(parameters))
+    found["responses"]["400"]["description"] = "fields or lengths"
+    return found
 
 
 def _index() -> dict[str, Any]:
