@@ -90,6 +90,10 @@ async def read_body(http: Request, limit: int, timeout_ms: int) -> bytes:
 class Caller(Protocol):
     """Whom a request is answered for. A Request is one."""
 
+    @property
+    def state(self) -> Any:
+        """request_id, and key_name where a key was asked for."""
+
     def receive(self) -> Awaitable[Any]:
         """Returns when the caller has left; the body has been read."""
 
