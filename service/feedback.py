@@ -173,4 +173,4 @@ def size(answer: Answer) -> int:
 
 
 def _length(text: Text) -> int:
-    return 2 * sum(map(len, text)) if isinstance(text, tuple | list) else 2 * len(text)
+    return 2 * sum(map(len, text)) if isinstance(text, tuple) else 2 * len(text)

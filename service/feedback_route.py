@@ -144,7 +144,7 @@ def checked_label(request: FeedbackRequest, bundle: Described) -> str | list[str
     """
     is_multi = bundle.problem_type == MULTI
     if is_multi != (request.labels is not None):
-        sent, wanted, how_many = ("label", "labels", "any number of") if is_multi else ("labels", "label", "one")
+        sent, wanted, how_many = ("label", "labels", "any number") if is_multi else ("labels", "label", "one")
         raise InvalidRequest(
             [{"field": sent, "message": f"a text has {how_many} of this model's labels: send {wanted}"}]
         )

@@ -164,10 +164,7 @@ class Store:
         """What was answered to a request, None where that is not remembered."""
         with self._connected() as connection:
             row = connection.execute(select(ANSWERS).where(ANSWERS.c.request_id == request_id)).one_or_none()
-        if row is None:
-            return None
-        fields = {**row._mapping, "predictions": json.loads(row.predictions)}
-        return Answer(**{**fields, "texts": None if row.texts is None else json.loads(row.texts)})
+        return None if row is None else _answer(row)
 
     def keep(self, label: Label) -> None:
         """Keep a label, in place of an earlier one for the same text of the same answer. It is on disk on return."""
@@ -279,9 +276,19 @@ def _set_up(connection: Any, _: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _answer(row: Row[Any]) -> Answer:
+    predictions = [None if found is None else (found[0], found[1]) for found in json.loads(row.predictions)]
+    texts = None if row.texts is None else [_text(found) for found in json.loads(row.texts)]
+    return Answer(**{**row._mapping, "predictions": predictions, "texts": texts})
+
+
 def _label(row: Row[Any]) -> Label:
-    fields = {name: json.loads(row._mapping[name]) for name in ("label", "predicted")}
-    return Label(**{**row._mapping, **fields, "text": None if row.text is None else json.loads(row.text)})
+    given = {name: json.loads(row._mapping[name]) for name in ("label", "predicted")}
+    return Label(**{**row._mapping, **given, "text": None if row.text is None else _text(json.loads(row.text))})
+
+
+def _text(found: Any) -> Input:
+    return found if isinstance(found, str) else (found[0], found[1])
 
 
 def _json(value: object) -> str:
