@@ -14,12 +14,13 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from model.scores import MULTI
 from service import metrics
 from service.errors import NoSuchAnswer, ServiceError, StoreUnavailable, where
 from service.feedback_store import CONNECTIONS, Answer, Store, StoreError
+from service.http import is_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,12 +72,13 @@ class Feedback:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
-    def remember(self, state: Any, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]) -> None:
-        """Note what was answered to a request; state is that of service/http.py, Caller."""
+    def remember(
+        self, request_id: str, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]
+    ) -> None:
+        """Note what was answered to a request."""
         predictions = [prediction(model.bundle, answer.result) for answer in answers]
         kept = list(texts) if self._settings.keep_text else None
-        key = getattr(state, "key_name", None)
-        answer = Answer(state.request_id, time.time(), model.name, model.bundle.version, key, predictions, kept)
+        answer = Answer(request_id, time.time(), model.name, model.bundle.version, predictions, kept)
         self._waiting.append(answer)
         self._waiting_bytes += size(answer)
         while self._waiting_bytes > WAITING_BYTES:
@@ -85,7 +87,7 @@ class Feedback:
 
     async def answered(self, request_id: str, index: int) -> tuple[Answer, Prediction]:
         """What was answered to a text. Raises NoSuchAnswer, StoreUnavailable where that cannot be said."""
-        answer = await self._settled(request_id)
+        answer = await self._settled(request_id) if is_request_id(request_id) else None
         if answer is None and self._is_failing:
             raise StoreUnavailable
         found = answer.predictions[index] if answer is not None and index < len(answer.predictions) else None
@@ -142,8 +144,8 @@ class Feedback:
         while True:
             try:
                 await self._forget()
-            except StoreError as error:
-                log.warning("old answers were not forgotten: %s", error)
+            except Exception as error:  # one of ours ends nothing either
+                log.warning("old answers wait: %s", error if isinstance(error, StoreError) else where(error))
             await asyncio.sleep(FORGET_EVERY_S)
 
     async def _forget(self) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
+import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -51,7 +54,6 @@ ANSWERS = Table(
     Column("at", Double, nullable=False, index=True),  # seconds since 1970, of a replica's clock
     Column("model", String, nullable=False),
     Column("version", String, nullable=False),
-    Column("key", String),  # the name of the API key
     Column("predictions", Text, nullable=False),  # JSON: of each text a Prediction, or null where it failed
     Column("texts", Text),  # JSON, which spells out characters that PostgreSQL has not; null without keep_text
 )
@@ -67,11 +69,12 @@ LABELS = Table(
     Column("label", Text, nullable=False),  # JSON
     Column("predicted", Text, nullable=False),  # JSON
     Column("score", Double, nullable=False),
-    Column("key", String),  # of who sent the label
+    Column("key", String),  # the name of the API key that the label came with
     Column("text", Text),  # JSON: a string, or a list of two; null where neither request brought it to keep
 )
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 SETUP_LOCK = 0x68656564  # "heed": IF NOT EXISTS alone fails where two replicas create a table at once
+WAL_ATTEMPTS = 500
 CONNECTIONS = 4
 CHUNK = 2000  # requests that one transaction deletes: others write in between
 PAGE = 1000  # rows of an export that are in memory
@@ -89,7 +92,6 @@ class Answer:
     at: float
     model: str
     version: str
-    key: str | None
     predictions: Sequence[Prediction | None]
     texts: Sequence[Input] | None
 
@@ -152,7 +154,6 @@ class Store:
                 "at": answer.at,
                 "model": answer.model,
                 "version": answer.version,
-                "key": answer.key,
                 "predictions": _json(answer.predictions),
                 "texts": None if answer.texts is None else _json(answer.texts),
             }
@@ -270,10 +271,18 @@ def _engine(location: str, wait_s: int) -> Engine:
     return engine
 
 
-def _set_up(connection: Any, _: object) -> None:
+def _set_up(connection: sqlite3.Connection, _: object) -> None:
     """Readers and a writer at once; a commit is on disk; what is deleted is overwritten."""
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    for pragma in ("synchronous=FULL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    for attempt in itertools.count():  # of a new file; SQLite does not wait by itself for others that do the same
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == WAL_ATTEMPTS:
+                raise
+            time.sleep(0.01)
 
 
 def _answer(row: Row[Any]) -> Answer:

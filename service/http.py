@@ -92,7 +92,7 @@ class Caller(Protocol):
 
     @property
     def state(self) -> Any:
-        """request_id, and key_name where a key was asked for."""
+        """What is known of it: request_id."""
 
     def receive(self) -> Awaitable[Any]:
         """Returns when the caller has left; the body has been read."""
@@ -152,9 +152,12 @@ def request_id(http: Request) -> str:
 
 def given_request_id(given: str) -> str:
     """It, where it is short and printable; else a new one."""
-    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+    return given if is_request_id(given) else uuid.uuid4().hex
+
+
+def is_request_id(given: str) -> bool:
+    """Whether an answer may have it."""
+    return 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
 
 
 def refusal(

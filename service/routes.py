@@ -164,7 +164,7 @@ class Service:
                 explained = await self._explain(model, request, answered.answers, label, deadline)
             model.metrics.observe(answered.answers, answered.tokenize_s)
             if self.feedback is not None:
-                self.feedback.remember(caller.state, model, request.inputs, answered.answers)
+                self.feedback.remember(caller.state.request_id, model, request.inputs, answered.answers)
         return Reply(model, answered, explained)
 
     async def _explain(

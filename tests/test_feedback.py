@@ -9,14 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from replica import Replica, served
 
-from service import feedback, metrics
+from service import feedback, http, metrics
 from service.feedback import Feedback
 from service.feedback_store import Answer, Store
 from service.settings import Settings, parse_store
@@ -24,6 +23,8 @@ from service.settings import Settings, parse_store
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from starlette.requests import Request
 
     from model.bundle import Bundle
     from service.feedback_store import Label
@@ -155,6 +156,18 @@ def test_the_wrong_labels_of_a_multi_label_model_are_refused(client: httpx.Clien
     assert "label: a text has any number of this model's labels: send labels" in response.text
 
 
+def test_a_label_says_with_which_key_it_came(client: httpx.Client, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request_id = asked(client)
+
+    def with_key(asking: Request) -> str:  # as who checks keys notes it
+        asking.state.key_name = "annotators"
+        return "r"
+
+    monkeypatch.setattr(http, "request_id", with_key)
+    client.post(ROUTE, json={"request_id": request_id, "index": 0, "label": "negative"})
+    assert [label.key for label in labels(file, request_id)] == ["annotators"]
+
+
 def test_labels_are_counted(client: httpx.Client) -> None:
     def value() -> float:
         lines = client.get("/metrics").text.splitlines()
@@ -194,6 +207,8 @@ def test_another_replica_takes_a_label_that_comes_right_after_the_answer(bundle_
             sent = {"request_id": request_id, "index": 0, "label": "negative"}
             assert httpx.post(f"{other}{ROUTE}", json=sent).status_code == 202
             assert len(labels(parse_store(store), request_id)) == 1
+        for stranger in ("nobody", "nobody\x00"):  # which PostgreSQL does not take
+            assert httpx.post(f"{other}{ROUTE}", json={**sent, "request_id": stranger}).status_code == 404
 
 
 def test_a_replica_that_stops_has_remembered_what_it_answered(bundle_folder: Path, tmp_path: Path) -> None:
@@ -258,7 +273,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
         store = Store(str(tmp_path / "labels.db"), wait_s=0)
         remembering = Feedback(store, settings)
         for n in range(100):
-            remembering.remember(SimpleNamespace(request_id=str(n)), model, ["a" * 300], [])
+            remembering.remember(str(n), model, ["a" * 300], [])
         with locked(tmp_path / "labels.db"):
             remembering.start()
             await asyncio.sleep(2 * feedback.WRITE_EVERY_S)
@@ -279,7 +294,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
 def test_old_answers_are_forgotten_while_it_runs(bundle_folder: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "labels.db")
     store = Store(file, wait_s=5)
-    store.remember([Answer(str(n), time.time() - n * 86_400 - 60, "mood", "v", None, [], None) for n in range(5)])
+    store.remember([Answer(str(n), time.time() - n * 86_400 - 60, "mood", "v", [], None) for n in range(5)])
     with served({"mood": bundle_folder}, feedback_store=file, feedback_days=3, feedback_answers=2) as url:
         while store.counts()["mood"].remembered > 2:
             time.sleep(0.05)

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> str:
     now = time.time()
     label = Label("r", 0, now, now, "mood", "v1", "negative", "positive", 0.9, "team", "naïve film")
     store = Store(str(tmp_path / "labels.db"), wait_s=5)
-    store.remember([Answer("r", now, "mood", "v1", None, [("positive", 0.9)], None)])
+    store.remember([Answer("r", now, "mood", "v1", [("positive", 0.9)], None)])
     store.keep(label)
     store.keep(replace(label, index=1, label="positive", text=("a", "b"), at=now - 10 * DAY_S))
     store.keep(replace(label, index=2, text=None))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ANSWER = Answer("r", 1000.0, "mood", "v1", "team", [("positive", 0.9), None], None)
+ANSWER = Answer("r", 1000.0, "mood", "v1", [("positive", 0.9), None], None)
 LABEL = Label("r", 0, 1000.0, 2000.0, "mood", "v1", "negative", "positive", 0.9, "team", "a lovely film")
 HARD = "zero \x00, quotes \"'\\, naïve 😀, lines \r\n\u2028"
 
@@ -40,7 +42,7 @@ def store(location: str) -> Iterator[Store]:
     "answer",
     [
         ANSWER,
-        replace(ANSWER, key=None, predictions=[], texts=[]),
+        replace(ANSWER, predictions=[], texts=[]),
         replace(ANSWER, predictions=[(["a", "b"], 0.6), ([], 0.2)], texts=[HARD, (HARD, "")]),
     ],
 )
@@ -133,6 +135,14 @@ def test_replicas_that_start_and_write_at_once_lose_nothing(location: str) -> No
     store = Store(location, wait_s=20)
     assert store.counts() == {"mood": Count(120, 120, 0, 6 * 24)}
     store.close()
+
+
+def test_a_new_file_that_another_replica_is_making_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "labels.db"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")  # SQLite's own patience does not cover the switch to its log
+        threading.Timer(0.2, other.execute, ["COMMIT"]).start()
+        Store(str(file), wait_s=20).close()
 
 
 def test_in_a_file_nothing_is_left_of_what_is_deleted_and_nobody_else_may_read_it(tmp_path: Path) -> None:
