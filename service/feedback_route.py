@@ -43,6 +43,10 @@ class FeedbackRequest(BaseModel):
                 {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
                 for one, kind, other in (("label", "string", "labels"), ("labels", "array", "label"))
             ],
+            "anyOf": [
+                {"properties": {"text_pair": {"type": "null"}}},
+                {"required": ["text"], "properties": {"text": {"type": "string"}}},
+            ],
         },
     )
 
