@@ -53,6 +53,11 @@ COMMANDS = {
         "answer HTTP requests",
         "heed serve reviews=bundles/reviews --port 8000",
     ),
+    "feedback": Command(
+        "service.feedback_commands",
+        "labels that users gave to answered texts",
+        "heed feedback export labels.db --out labelled.jsonl",
+    ),
     "bench": Command(
         "service.bench",
         "load a running server, find its knee",

@@ -50,6 +50,16 @@ class NoSuchModel(ServiceError):
     template = "no such model or version is served, there are: {}"
 
 
+class NoSuchAnswer(ServiceError):
+    """Arguments: days and requests that are remembered."""
+
+    status, code = 404, "no_such_answer"
+    template = (
+        "no answer is remembered of this request_id and index: check them; "
+        "answers are remembered for {:g} days, of the last {} requests"
+    )
+
+
 class MethodNotAllowed(ServiceError):
     status, code = 405, "method_not_allowed"
     template = "the route does not take this method, it takes: {}"
@@ -125,6 +135,18 @@ class Failed(ServiceError):
 class NotReady(ServiceError):
     status, code = 503, "not_ready"
     template = "not ready: {}"
+
+
+class StoreUnavailable(ServiceError):
+    """Answers a label that was not kept. The log says why."""
+
+    status, code = 503, "store_unavailable"
+    template = "the store of labels does not answer, nothing was kept: send it again"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, in whole seconds."""
+        return {"Retry-After": "1"}
 
 
 class DeadlineExceeded(ServiceError):

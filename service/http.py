@@ -90,6 +90,10 @@ async def read_body(http: Request, limit: int, timeout_ms: int) -> bytes:
 class Caller(Protocol):
     """Whom a request is answered for. A Request is one."""
 
+    @property
+    def state(self) -> Any:
+        """What is known of it: request_id."""
+
     def receive(self) -> Awaitable[Any]:
         """Returns when the caller has left; the body has been read."""
 
@@ -148,9 +152,12 @@ def request_id(http: Request) -> str:
 
 def given_request_id(given: str) -> str:
     """It, where it is short and printable; else a new one."""
-    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+    return given if is_request_id(given) else uuid.uuid4().hex
+
+
+def is_request_id(given: str) -> bool:
+    """Whether an answer may have it."""
+    return 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
 
 
 def refusal(

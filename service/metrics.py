@@ -62,6 +62,10 @@ MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome: load
 REGISTRY_POLLS = Counter(
     "heed_registry_polls_total", "Looks at the registry of a followed model: read, failed.", ["model", "outcome"]
 )
+FEEDBACK = Counter("heed_feedback_total", "Labels taken for answered texts.", ["model"])
+UNREMEMBERED = Counter(
+    "heed_unremembered_requests_total", "Requests whose answers could not be stored for feedback to come."
+)
 
 
 class ModelMetrics:

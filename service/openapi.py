@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REF = "#/components/schemas/{model}"
 ERRORS = {
     400: "not JSON",
-    404: "no such model or version",
+    404: "no such model, version or answer",
     413: "body over the limit",
     422: "fields or lengths",
     424: "the model failed on a text",
@@ -71,10 +71,11 @@ def operation(
     answer: type[BaseModel],
     errors: Mapping[int, type[BaseModel]],
     request: type[BaseModel] | None = None,
+    status: int = 200,
     **more: Any,
 ) -> dict[str, Any]:
     """One method of a path. Schemas stay the classes that validate and answer: openapi() refers to them."""
-    responses = {"200": said("the answer", answer)}
+    responses = {str(status): said("the answer", answer)}
     responses |= {str(code): said(ERRORS[code], model) for code, model in errors.items()}
     if "429" in responses:
         responses["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import dialects, metrics, page
+from service import dialects, feedback_route, metrics, page
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from service.answers import TextAnswer
     from service.errors import ServiceError
     from service.explaining import Explained
+    from service.feedback import Feedback
     from service.http import Caller, Handler
     from service.models import Models, ServedModel
     from service.settings import Settings
@@ -88,8 +89,9 @@ class Service:
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models, self.settings = models, settings
         self.following = Following(models, settings.registry_poll_s)
+        self.feedback = open_feedback(settings)
         self._request_model = request_model(settings)
-        self._openapi = openapi(self._request_model, dialects.paths(self))
+        self._openapi = openapi(self._request_model, feedback_route.paths(self) | dialects.paths(self))
         self._is_draining = False
         self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
@@ -161,6 +163,8 @@ class Service:
                 )
                 explained = await self._explain(model, request, answered.answers, label, deadline)
             model.metrics.observe(answered.answers, answered.tokenize_s)
+            if self.feedback is not None:
+                self.feedback.remember(caller.state.request_id, model, request.inputs, answered.answers)
         return Reply(model, answered, explained)
 
     async def _explain(
@@ -253,6 +257,8 @@ class Service:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Follow the registry; on the way out, answer what was accepted."""
         await self.models.connect()
+        if self.feedback is not None:
+            self.feedback.start()
         gc.freeze()  # what is loaded stays: the collector need not look at it again and again
         gauges, following = (asyncio.create_task(loop()) for loop in (self.keep_gauges, self.following.main_loop))
         try:
@@ -261,6 +267,8 @@ class Service:
             self._is_draining = True
             following.cancel()
             await self.models.drain()
+            if self.feedback is not None:
+                await self.feedback.close()
             gauges.cancel()
 
     def asgi(self) -> Starlette:
@@ -287,6 +295,7 @@ class Service:
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
+                *feedback_route.routes(self),
                 *page.routes(),
                 *dialects.routes(self),
             ],
@@ -311,6 +320,16 @@ class Application(Starlette):
             await response(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def open_feedback(settings: Settings) -> Feedback | None:
+    """Where labels go, None where none are taken. Raises StoreError."""
+    if settings.feedback_store is None:
+        return None
+    from service.feedback import STORE_WAIT_S, Feedback  # with SQLAlchemy, which takes a third of a second
+    from service.feedback_store import Store
+
+    return Feedback(Store(settings.feedback_store, STORE_WAIT_S), settings)
 
 
 def server_timing(timing: Timing) -> str:

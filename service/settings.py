@@ -64,6 +64,28 @@ def parse_specs(texts: Sequence[str]) -> list[Spec]:
     return specs
 
 
+def parse_store(text: str) -> str:
+    """Where feedback is kept: the absolute path of an SQLite file, or a PostgreSQL URL for SQLAlchemy.
+
+    Raises ValueError, which repeats no URL: it may hold a password.
+    """
+    scheme, slashes, rest = text.partition("://")
+    if not slashes or scheme == "sqlite":
+        file = rest.removeprefix("/") if slashes else text
+        if file in ("", ":memory:"):
+            raise ValueError("feedback_store is kept in no file, name one: labels.db")
+        return str(Path(file).absolute())
+    if scheme not in ("postgres", "postgresql", "postgresql+psycopg"):
+        raise ValueError("feedback_store is a file or postgresql://USER@HOST/DATABASE, not something else")
+    user, _, where = rest.rpartition("@")
+    if ":" in user or "password=" in where.lower():
+        raise ValueError(
+            "feedback_store holds a password, which a process's arguments and Ray's would show: "
+            "leave it out, and set PGPASSWORD or PGPASSFILE"
+        )
+    return f"postgresql+psycopg://{rest}"
+
+
 def available_cores() -> int:
     """Cores that this process may use: its affinity, or less where a container's quota is less."""
     cores = len(os.sched_getaffinity(0))
@@ -77,7 +99,7 @@ def available_cores() -> int:
 class Settings(BaseSettings):
     """Settings of `heed serve`. A field's description is the help of its flag."""
 
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     models: Annotated[
         list[str], NoDecode, Field(description="what to serve: [NAME=]LOCATION, separated by commas")
@@ -128,6 +150,23 @@ class Settings(BaseSettings):
         int, Field(ge=0, le=65535, description="port of /metrics alone, on each node for its own replicas; 0: none")
     ] = 0
     metrics_host: Annotated[str, Field(description="address of metrics_port")] = "127.0.0.1"
+    feedback_store: Annotated[
+        str | None,
+        Field(
+            description="where labels sent to /v1/feedback are kept: a file (SQLite), or for several nodes "
+            "postgresql://USER@HOST/DATABASE, its password in PGPASSWORD or PGPASSFILE; default: none are taken"
+        ),
+    ] = None
+    keep_text: Annotated[
+        bool,
+        Field(description="keep the texts of all requests in feedback_store; false: only those sent with a label"),
+    ] = False
+    feedback_days: Annotated[
+        float, Field(gt=0, description="days for which an answer is remembered, so that a label for it is taken")
+    ] = 30.0
+    feedback_answers: Annotated[
+        Positive, Field(description="requests whose answers are remembered, at most; the oldest are forgotten first")
+    ] = 1_000_000
     drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
         30.0
     )
@@ -141,6 +180,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_password(cls, values: Any) -> Any:
+        """Not a validator of the field, whose errors are told with its value."""
+        store = values.get("feedback_store")
+        return {**values, "feedback_store": parse_store(store)} if isinstance(store, str) else values
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -157,6 +203,8 @@ class Settings(BaseSettings):
             raise ValueError(f"metrics_port is the port of gRPC too, choose another: {self.metrics_port}")
         if self.metrics_port == self.port and self.metrics_host == self.host:
             raise ValueError(f"metrics_port is the port of the service too, choose another: {self.metrics_port}")
+        if self.keep_text and self.feedback_store is None:
+            raise ValueError("keep_text keeps texts in feedback_store: set it too")
         if self.device == "cpu" and self.precision == "fp16":
             raise ValueError("precision fp16 is for GPUs: use --precision bf16 or fp32 on a cpu")
         return self

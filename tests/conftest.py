@@ -12,6 +12,7 @@ import httpx
 import pytest
 import torch
 from hub import Hub
+from postgres import PASSWORD, Postgres
 from replica import Replica
 from samples import TINY, rows
 
@@ -133,6 +134,14 @@ def post(replica: Replica) -> Iterator[Post]:
             return response
 
         yield send
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL, and its password where its clients look for one."""
+    with Postgres() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", PASSWORD)
+        yield running
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "yaml",
         "prometheus_client",
         "uvicorn",
+        "sqlalchemy",
         "starlette",
         "tqdm",
         "httptools",

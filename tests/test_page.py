@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,13 @@ from playwright.sync_api import expect, sync_playwright
 from replica import served
 from samples import ROOT
 
+from service.feedback_store import Store
 from service.settings import SENTIMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, Route
+    from playwright.sync_api import Browser, BrowserContext, Error, Page, Route
 
     Open = Callable[..., Page]
 
@@ -279,28 +282,44 @@ def test_a_service_with_keys_asks_for_one(visit: Open) -> None:
     expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $HEED_API_KEY"')
 
 
-def test_a_label_is_corrected_where_the_service_keeps_corrections(visit: Open, url: str) -> None:
-    sent: list[Request] = []
-
-    def keep(route: Route) -> None:
-        sent.append(route.request)
-        route.fulfill(status=202)
-
+def test_a_label_is_corrected_where_the_service_keeps_corrections(
+    visit: Open, tags_folder: Path, tmp_path: Path
+) -> None:
     page = visit()
-    type_and_wait(page, "a lovely film")
+    page.fill("#text", "a lovely film")
+    expect(page.locator("#best-label")).to_have_text("positive")
     expect(page.locator("#correction")).to_be_hidden()
-    document = httpx.get(f"{url}/openapi.json").json()
-    document["paths"]["/v1/feedback"] = {}
-    page.route("**/openapi.json", lambda route: route.fulfill(json=document))
-    page.route("**/v1/feedback", keep)
-    page.reload()
-    page.fill("#text", "a lovely film!")
-    page.select_option("#right", "negative")
+    models = {"sentiment": SENTIMENT, "tags": tags_folder}
+    file = tmp_path / "labels.db"
+    with served(models, feedback_store=str(file)) as url:
+        page.goto(url)
+        type_and_wait(page, "a lovely film!")
+        expect(page.locator("#correction")).to_contain_text("Sends the text with this label; the service keeps both")
+        page.select_option("#right", "negative")
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative.")
+        page.screenshot(path=SCREENSHOTS / "corrected.png", full_page=True)
+        report = Axe().run(page)
+        assert report.violations_count == 0, report.generate_report()
+        page.select_option("#model", "tags")
+        expect(page.locator("#version")).to_contain_text("tags@")
+        page.select_option("#right", ["negative", "positive"])
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative, positive.")
+        with contextlib.closing(Store(str(file), wait_s=5)) as store:
+            kept = [(label.model, label.label, label.predicted, label.text) for label in store.labels()]
+            store.delete_before(time.time() + 1)
+        text = "a lovely film!"
+        assert kept == [
+            ("sentiment", "negative", "positive", text),
+            ("tags", ["negative", "positive"], ["positive"], text),
+        ]
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_contain_text(
+            "Not kept: the service does not remember this answer any more"
+        )
     page.click("#correction button")
-    expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative.")
-    correction = json.loads(sent[0].post_data or "")
-    assert correction.pop("request_id")
-    assert correction == {"index": 0, "label": "negative", "text": "a lovely film!"}
+    expect(page.locator("#corrected")).to_have_text("Not kept: the service does not answer. Send it again.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

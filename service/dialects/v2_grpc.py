@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from service.models import ServedModel
     from service.routes import Service
 
-    Method = Callable[[Any, Any], Awaitable[Any]]  # message and context -> message
+    Method = Callable[[Any, Any], Awaitable[Any]]  # message and Caller -> message
 
 log = logging.getLogger("heed")
 
@@ -62,7 +63,7 @@ def called(name: str, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]
         request_id = given_request_id(dict(context.invocation_metadata()).get("x-request-id", ""))
         context.set_trailing_metadata((("x-request-id", request_id),))
         try:
-            found = await answer(body, context)
+            found = await answer(body, Caller(context, request_id))
             status = found.status if isinstance(found, ServiceError) else 200
         finally:
             metrics.REQUESTS.labels(route, str(status)).inc()
@@ -74,9 +75,9 @@ def called(name: str, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]
         await context.abort(code, str(found)[:MAX_DETAILS], (("x-request-id", request_id), *when_to_retry(found)))
         raise AssertionError("abort raises")
 
-    async def answer(body: bytes, context: Any) -> bytes | ServiceError:
+    async def answer(body: bytes, caller: Caller) -> bytes | ServiceError:
         try:
-            return bytes((await method(request_type.FromString(body), context)).SerializeToString())
+            return bytes((await method(request_type.FromString(body), caller)).SerializeToString())
         except DecodeError:
             return as_400(bad("", f"the message is no {name}Request"))
         except ServiceError as error:
@@ -97,6 +98,10 @@ def when_to_retry(error: ServiceError) -> list[tuple[str, str]]:
 class Caller:
     """Whom a request is answered for: gRPC itself cancels the task of a call that has ended."""
 
+    def __init__(self, context: Any, request_id: str) -> None:
+        self.time_remaining = context.time_remaining
+        self.state = SimpleNamespace(request_id=request_id)
+
     async def receive(self) -> None:
         """Never says that the caller has left."""
         await asyncio.Event().wait()
@@ -108,35 +113,35 @@ class V2Grpc:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerLive(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """Whether the device answers."""
         return message("ServerLiveResponse")(live=self._service.is_live)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerReady(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """Whether requests are answered."""
         return message("ServerReadyResponse")(ready=self._is_ready())
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """The same, where there is such a model."""
         self._find(request)
         return message("ModelReadyResponse")(ready=self._is_ready())
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerMetadata(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """What the server is."""
         return message("ServerMetadataResponse")(**SERVER)
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelMetadata(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """A model's versions and tensors."""
         return message("ModelMetadataResponse")(**metadata(self._service, self._find(request)))
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RepositoryIndex(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """Every version that is loaded, and what could not be."""
         if request.repository_name:
             raise bad("repository_name", "there is one repository, leave it out")
         listed = repository(self._service, is_ready=request.ready)
         return message("RepositoryIndexResponse")(models=listed)
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Any, caller: Any) -> Any:  # noqa: N802
         """Label texts."""
         started = time.perf_counter()
         service = self._service
@@ -146,9 +151,9 @@ class V2Grpc:
         fields = native(
             infer, raws_of(request.raw_input_contents, infer.inputs), spec, service.settings.max_texts_per_request
         )
-        fields["timeout_ms"] = sooner(fields["timeout_ms"], context.time_remaining())
+        fields["timeout_ms"] = sooner(fields["timeout_ms"], caller.time_remaining())
         classify = service.request(fields)  # 2. tensors -> texts
-        reply = await service.answer(Caller(), classify, started)  # 3. texts -> answers
+        reply = await service.answer(caller, classify, started)  # 3. texts -> answers
         tensors = outputs(infer, reply, classify.inputs)  # 4. answers -> tensors
         if any(wanted is not None for _, wanted in tensors):
             raise bad("outputs", "binary_data is of HTTP: send the parameter binary_data_output of the request")

@@ -99,7 +99,7 @@ export function showError(error) {
   $("error").hidden = !message;
 }
 
-export function said(error) {
+function said(error) {
   if (!(error instanceof Refused)) return error.message;
   const length = Array.from($("text").value).length;
   const most = limits?.max_text_chars;
