@@ -22,7 +22,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from service.autoscaling import MEAN_OVER_S, SAMPLES_EVERY_S, UP_AFTER_S, Policy
 from service.connection import Connection
 from service.grpc_ingress import start_grpc_server
-from service.settings import Settings, parse_specs
+from service.settings import Settings, load_settings, parse_specs, wants_spans
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from service.routes import Service
+    from service.tracing import Tracing
 
 log = logging.getLogger("heed")
 
@@ -102,7 +103,7 @@ class Replica:
 
         logging.getLogger("heed").setLevel(logging.INFO)
         parsed = Settings(**settings)
-        self._service = Service(Models(parse_specs(parsed.models), parsed), parsed)
+        self._service = Service(Models(parse_specs(parsed.models), parsed), parsed, spans())
 
         if parsed.metrics_port:
             Exporter(parsed.metrics_host, parsed.metrics_port)
@@ -118,9 +119,18 @@ class Replica:
         return asdict(self._service.load())
 
 
+def spans() -> Tracing | None:
+    """What makes spans, where OTEL_* ask for them: else OpenTelemetry is not even imported."""
+    if not wants_spans(os.environ):
+        return None
+    from service.tracing import Tracing
+
+    return Tracing.from_environment()
+
+
 def build(args: dict[str, Any]) -> Application:
     """The Serve application for settings given by name; unset ones come from HEED_* and the defaults."""
-    return application(Settings(**args))
+    return application(load_settings(args))
 
 
 def application(settings: Settings, attempts: int = 20) -> Application:
