@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -101,7 +102,7 @@ class Replica:
         from service.models import Models
         from service.routes import Service
 
-        logging.getLogger("heed").setLevel(logging.INFO)
+        write_log()
         parsed = Settings(**settings)
         self._service = Service(Models(parse_specs(parsed.models), parsed), parsed, spans())
 
@@ -117,6 +118,15 @@ class Replica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What service/autoscaling.py decides by."""
         return asdict(self._service.load())
+
+
+def write_log() -> None:
+    """Lines of the log go to this process's own stderr, which Ray keeps; those that Serve keeps wait for a thousand."""
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(logging.Formatter("%(asctime)s heed %(levelname)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def spans() -> Tracing | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,13 @@ def test_spans_are_made_where_they_are_asked_for() -> None:
         assert not wants_spans(off)
     with pytest.raises(ValueError, match="as http/protobuf .port 4318., not: grpc"):
         wants_spans(endpoint | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+def test_spans_that_could_not_be_sent_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)  # not installed
+    with pytest.raises(ValueError, match="need pip install 'heed.otel.'"):
+        app.spans()
 
 
 @pytest.mark.parametrize(("header", "told"), [(TRACEPARENT, f" of trace {TRACE}"), ("rubbish", "")])
