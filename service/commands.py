@@ -35,7 +35,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings by name")
     for name, field in Settings.model_fields.items():
         if name != "models":
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default in (None, []) else f" (default: {field.default})"
             flag = f"--{name.replace('_', '-')}"
             parser.add_argument(flag, metavar=_metavar(field), help=f"{field.description}{default}")
 

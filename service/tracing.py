@@ -8,6 +8,7 @@ Called by service/http.py, routes.py and dialects/v2_grpc.py.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 W3C = TraceContextTextMapPropagator()
 NS = 1_000_000_000
+SENT_EVERY_MS = 500  # by default 5 s: what waits is lost with a replica that is killed, as at the end of heed serve
 
 
 class Tracing:
@@ -51,7 +53,8 @@ class Tracing:
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "heed"}))
         provider = TracerProvider(resource=resource)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        every_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or SENT_EVERY_MS)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=every_ms))
         return cls(provider)
 
     def begin(self, name: str, carrier: Mapping[str, str], attributes: dict[str, Any]) -> Span:

@@ -66,10 +66,12 @@ def calling(service: Service) -> Iterator[Call]:
 
             return message(f"{method}Response").FromString(runner.run(ask()))
 
-        yield send
-        runner.run(channel.close())
-        runner.run(server.stop(None))
-        runner.run(lifespan.__aexit__(None, None, None))
+        try:
+            yield send
+        finally:
+            runner.run(channel.close())
+            runner.run(server.stop(None))
+            runner.run(lifespan.__aexit__(None, None, None))
 
 
 def packed(*texts: bytes) -> bytes:
