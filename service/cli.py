@@ -48,6 +48,11 @@ COMMANDS = {
         "versions of models, and which is in production",
         "heed registry add models mood bundles/mood --promote",
     ),
+    "key": Command(
+        "service.key_commands",
+        "make an API key",
+        "heed key mobile-app >> keys  (and then: heed serve --api-keys-file keys)",
+    ),
     "serve": Command(
         "service.commands",
         "answer HTTP requests",

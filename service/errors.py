@@ -38,6 +38,18 @@ class NotJSON(ServiceError):
     template = "the body is not JSON ({}): send a JSON object, encoded as UTF-8"
 
 
+class Unauthorized(ServiceError):
+    """Arguments: what is wrong with the key, which is never told."""
+
+    status, code = 401, "unauthorized"
+    template = "{}: send the header Authorization: Bearer KEY"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to say who one is (RFC 6750, section 3)."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
 class NoSuchRoute(ServiceError):
     status, code = 404, "no_such_route"
     template = "no such route: GET /docs lists them"
@@ -123,6 +135,13 @@ class Overloaded(ServiceError):
     def headers(self) -> dict[str, str]:
         """When to try again, in whole seconds (RFC 9110, section 10.2.3)."""
         return {"Retry-After": str(self.args[0])}
+
+
+class RateLimited(Overloaded):
+    """Arguments: whole seconds after which the key may send as many texts."""
+
+    code = "rate_limited"
+    template = "the API key has sent as many texts as it may: send this again in {} s"
 
 
 class Failed(ServiceError):

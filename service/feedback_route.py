@@ -116,7 +116,7 @@ def routes(service: Service) -> list[Route]:
             label=label,
             predicted=predicted,
             score=score,
-            key=getattr(http.state, "key_name", None),
+            key=http.state.key,
             text=text,
         )
         await feedback.keep(kept)  # 4. on disk before it is acknowledged
@@ -129,14 +129,14 @@ def routes(service: Service) -> list[Route]:
         )
         return as_json(response, 202)
 
-    return [Route(PATH, counted(PATH, give), methods=["POST"])]
+    return [Route(PATH, counted(service, PATH, give), methods=["POST"])]
 
 
 def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of it."""
     if service.feedback is None:
         return {}
-    errors = dict.fromkeys((400, 404, 413, 422, 500, 503, 504), ErrorResponse)
+    errors = dict.fromkeys((400, 401, 404, 413, 422, 500, 503, 504), ErrorResponse)
     request = feedback_request(service.settings)
     return {PATH: {"post": operation("send a correction", FeedbackResponse, errors, request, 202)}}
 

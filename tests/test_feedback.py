@@ -15,16 +15,15 @@ import httpx
 import pytest
 from replica import Replica, served
 
-from service import feedback, http, metrics
+from service import feedback, metrics
 from service.feedback import Feedback
 from service.feedback_store import Answer, Store
+from service.keys import new_key
 from service.settings import Settings, parse_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from starlette.requests import Request
 
     from model.bundle import Bundle
     from service.feedback_store import Label
@@ -156,15 +155,16 @@ def test_the_wrong_labels_of_a_multi_label_model_are_refused(client: httpx.Clien
     assert "label: a text has any number of this model's labels: send labels" in response.text
 
 
-def test_a_label_says_with_which_key_it_came(client: httpx.Client, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request_id = asked(client)
-
-    def with_key(asking: Request) -> str:  # as who checks keys notes it
-        asking.state.key_name = "annotators"
-        return "r"
-
-    monkeypatch.setattr(http, "request_id", with_key)
-    client.post(ROUTE, json={"request_id": request_id, "index": 0, "label": "negative"})
+def test_a_label_says_with_which_key_it_came(bundle_folder: Path, tmp_path: Path) -> None:
+    file, (key, known) = tmp_path / "labels.db", new_key("annotators")
+    with (
+        served({"mood": bundle_folder}, feedback_store=str(file), api_keys=[str(known)]) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
+    ):
+        request_id = asked(client)
+        sent = {"request_id": request_id, "index": 0, "label": "negative"}
+        assert httpx.post(url + ROUTE, json=sent).status_code == 401
+        assert client.post(ROUTE, json=sent).status_code == 202
     assert [label.key for label in labels(file, request_id)] == ["annotators"]
 
 

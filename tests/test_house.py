@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "uvloop",
         "grpc",
         "google",  # protobuf
+        "opentelemetry",
     },
 }
 RAY_FILES = {"service/app.py", "service/grpc_ingress.py", "service/launch.py", "service/ray_node.py"}

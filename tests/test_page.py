@@ -18,6 +18,7 @@ from replica import served
 from samples import ROOT
 
 from service.feedback_store import Store
+from service.keys import new_key
 from service.settings import SENTIMENT
 
 if TYPE_CHECKING:
@@ -264,22 +265,29 @@ def test_a_service_that_has_gone_is_said(visit: Open) -> None:
     expect(page.locator("#error")).to_contain_text("does not answer. The page keeps asking.")
 
 
-def test_a_service_with_keys_asks_for_one(visit: Open) -> None:
-    def locked(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, body='{"error": {"code": "unauthorized", "message": "key", "details": []}}')
-
-    page = visit("about:blank")
-    page.route("**/v1/*", locked)
-    page.goto(visit().url)
-    expect(page.locator("#error")).to_have_text("The service wants an API key: type it here.")
-    page.fill("#key", "sesame")
-    page.press("#key", "Enter")
-    page.fill("#text", "a lovely film")
-    expect(page.locator("#best-label")).to_have_text("positive")
-    expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $HEED_API_KEY"')
+def test_a_service_with_keys_asks_for_one_and_the_tab_keeps_it(visit: Open) -> None:
+    key, line = new_key("page")
+    with served({"sentiment": SENTIMENT}, api_keys=[str(line)]) as url:
+        page = visit(url)
+        expect(page.locator("#error")).to_have_text("The service wants an API key: type it here.")
+        assert Axe().run(page).violations_count == 0
+        page.fill("#key", "another")
+        page.press("#key", "Enter")
+        expect(page.locator("#error")).to_be_visible()
+        page.fill("#key", key)
+        page.press("#key", "Enter")
+        page.fill("#text", "a lovely film")
+        expect(page.locator("#best-label")).to_have_text("positive")
+        expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $HEED_API_KEY"')
+        page.reload()
+        page.fill("#text", "a lovely film")
+        expect(page.locator("#best-label")).to_have_text("positive")
+        assert page.url == f"{url}/"
+        assert key not in page.inner_text("body")
+        page.close()
+        elsewhere = visit(url)  # another tab is asked again
+        expect(elsewhere.locator("#error")).to_have_text("The service wants an API key: type it here.")
+        elsewhere.close()
 
 
 def test_a_label_is_corrected_where_the_service_keeps_corrections(

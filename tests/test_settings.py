@@ -98,13 +98,6 @@ def test_models_in_the_environment_are_separated_by_commas(monkeypatch: pytest.M
     assert load_settings({}).models == ["a=x", "b=y"]
 
 
-def test_keys_that_would_not_be_checked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEED_API_KEYS", "secret")
-    with pytest.raises(ValueError, match="keys are not checked yet") as refused:
-        load_settings({})
-    assert "secret" not in str(refused.value)
-
-
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no settings file: .*none.yaml"):
         load_settings({}, tmp_path / "none.yaml")

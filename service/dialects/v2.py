@@ -53,7 +53,10 @@ def routes(service: Service) -> list[BaseRoute]:
     v2 = V2(service)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        return Route(path, counted(PREFIX + path, answering_400(handler), error_body), methods=[method])
+        guarded = counted(
+            service, PREFIX + path, answering_400(handler), error_body, is_open=path.startswith("/health/")
+        )
+        return Route(path, guarded, methods=[method])
 
     versioned = [
         route(f"/models/{{name}}{version}{path}", handler, method)
@@ -75,7 +78,7 @@ def routes(service: Service) -> list[BaseRoute]:
         exception_handlers={HTTPException: _not_a_route},
     )
     app.router.redirect_slashes = False
-    return [Route(PREFIX, counted(PREFIX, v2.server, error_body), methods=["GET"]), Mount(PREFIX, app)]
+    return [Route(PREFIX, counted(service, PREFIX, v2.server, error_body), methods=["GET"]), Mount(PREFIX, app)]
 
 
 def answering_400(handler: Handler) -> Handler:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from service.http import Handler
+    from service.routes import Service
 
 FOLDER = Path(__file__).parent
 STYLE, SCRIPT = "text/css", "text/javascript"
@@ -38,9 +39,12 @@ HEADERS = {
 }
 
 
-def routes() -> list[Route]:
-    """The page and what it is made of."""
-    return [Route(path, counted(path, _file(*found)), methods=["GET"]) for path, found in FILES.items()]
+def routes(service: Service) -> list[Route]:
+    """The page and what it is made of. It holds nothing of the service: it asks for a key where that wants one."""
+    return [
+        Route(path, counted(service, path, _file(*found), is_open=True), methods=["GET"])
+        for path, found in FILES.items()
+    ]
 
 
 def _file(name: str, media_type: str) -> Handler:

@@ -27,6 +27,19 @@ class Refused extends Error {
   }
 }
 
+// The key stays with this tab, in its session's storage: no other site and no URL sees it.
+const KEY = "heed-api-key";
+$("key").value = ifAllowed(() => sessionStorage.getItem(KEY)) ?? "";
+export const keepKey = () => ifAllowed(() => sessionStorage.setItem(KEY, $("key").value));
+
+function ifAllowed(use) {
+  try {
+    return use();
+  } catch {
+    return null; // the browser keeps nothing: the key is asked for at each visit
+  }
+}
+
 const headers = () => ($("key").value ? { authorization: `Bearer ${$("key").value}` } : {});
 export const chosen = () => limits.models.find((model) => model.name === $("model").value) ?? limits.models[0];
 

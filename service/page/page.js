@@ -2,7 +2,7 @@
 // person or the service wrote is inserted as text, never as markup. Asking is in ask.js, a file's rows in rows.js, what
 // needs no document in text.js.
 
-import { $, again, ask, chosen, element, hasFeedback, loadModels } from "./ask.js";
+import { $, again, ask, chosen, element, hasFeedback, keepKey, loadModels } from "./ask.js";
 import { patiently, showError, sleep, start } from "./ask.js";
 import { openFile } from "./rows.js";
 import { inUnits, number, percent, signed, strongest } from "./text.js";
@@ -210,6 +210,7 @@ $("text").addEventListener("input", () => start(readText));
 $("model").addEventListener("change", () => again());
 $("key-box").addEventListener("submit", (event) => {
   event.preventDefault();
+  keepKey();
   again();
 });
 $("file").addEventListener("change", () => {
