@@ -242,8 +242,10 @@ def test_a_json_length_that_is_none_is_refused(client: httpx.Client, length: str
         ({"inputs": [tensor("a", shape=None)]}, 400, "inputs[0].shape"),
         ({"inputs": [tensor("")]}, 400, "at least 1 character"),
         ({"inputs": [tensor("a" * 20_001)]}, 400, "at most 20000"),
-        ({"inputs": [tensor(*["a"] * 51)]}, 400, "n from 1 to 50"),
-        ({"inputs": [tensor("a", shape=[0], data=[])]}, 400, "n from 1 to 50"),
+        ({"inputs": [tensor(*["a"] * 51)]}, 400, "at most 50 items"),
+        ({"inputs": [tensor("a", shape=[51])]}, 400, "n from 1 to 50"),
+        ({"inputs": [tensor("a", shape=[0])]}, 400, "n from 1 to 50"),
+        ({"inputs": [tensor("a", data=[])]}, 400, "at least 1 item"),
         ({"inputs": [tensor("a", colour=1)]}, 400, "inputs[0]: there is no such field, there are: name, shape"),
         (
             {"inputs": [tensor("a")], "parameters": {"colour": 1}},
