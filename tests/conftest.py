@@ -120,19 +120,25 @@ def replica(bundle_folder: Path, tags_folder: Path) -> Iterator[Replica]:
 
 
 @pytest.fixture(scope="session")
-def post(replica: Replica) -> Iterator[Post]:
-    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+def client(replica: Replica) -> Iterator[httpx.Client]:
+    """A client of that replica."""
     with httpx.Client(base_url=replica.url, timeout=20) as client:
-        paths = client.get("/openapi.json").json()["paths"]
+        yield client
 
-        def send(path: str, body: object) -> httpx.Response:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            response = client.post(path, content=content)
-            documented = "/models/{name}" if path.startswith("/models/") else path
-            assert str(response.status_code) in paths[documented]["post"]["responses"]
-            return response
 
-        yield send
+@pytest.fixture(scope="session")
+def post(client: httpx.Client) -> Post:
+    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def send(path: str, body: object) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = client.post(path, content=content)
+        documented = "/models/{name}" if path.startswith("/models/") else path
+        assert str(response.status_code) in paths[documented]["post"]["responses"]
+        return response
+
+    return send
 
 
 @pytest.fixture
