@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from hub import Hub
 from replica import Replica
 from samples import TINY, rows
+from server import Server
 
 from model.bundle import Bundle, load_bundle, save_bundle
 from model.scores import MULTI, Calibration
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Post = Callable[[str, object], httpx.Response]
+    Serve = Callable[..., Server]
 
 REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
 
@@ -139,6 +142,13 @@ def post(client: httpx.Client) -> Post:
         return response
 
     return send
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A function that starts `heed serve`, which ends with the test."""
+    with contextlib.ExitStack() as running:
+        yield lambda *arguments, **options: running.enter_context(Server(*arguments, **options))
 
 
 @pytest.fixture
