@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ VERSION = re.compile(r"[0-9a-f]{16}")
 BEGINNING = re.compile(r"[0-9a-f]{8,16}")  # of a version: enough to tell those of one model apart
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+ABANDONED_AFTER_S = 86_400  # nobody copies a bundle for a day: who began it was killed
 
 
 class RegistryError(ValueError):
@@ -107,6 +109,7 @@ class RegisteredModel:
         if folder.exists():
             return version
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_the_abandoned()
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
         try:
             shutil.copytree(bundle, partial, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
@@ -121,6 +124,12 @@ class RegisteredModel:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return version
+
+    def _remove_the_abandoned(self) -> None:
+        for partial in self.folder.glob(".partial-*"):
+            with contextlib.suppress(FileNotFoundError):  # it has become a version, or another writer removes it
+                if time.time() - partial.stat().st_ctime > ABANDONED_AFTER_S:  # its mtime is copied from the bundle
+                    shutil.rmtree(partial, ignore_errors=True)
 
     def propose(self, wanted: str) -> Aliases:
         """Make a version the candidate, unless it is in production; the aliases then. Raises RegistryError."""

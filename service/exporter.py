@@ -68,9 +68,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 def absorb_the_dead(folder: Path) -> None:
     """Add the counts of processes that have ended to those of the dead before them, and forget their gauges."""
     for kind in ("counter", "histogram"):
+        total = folder / f"{kind}_{THE_DEAD}.db"
+        _finish(total)  # what a process began that was killed
         dead = [file for file in folder.glob(f"{kind}_*.db") if not is_alive(file)]
         if dead:
-            _absorb(folder / f"{kind}_{THE_DEAD}.db", dead)
+            _absorb(total, dead)
     for file in folder.glob("gauge_live*.db"):
         if not is_alive(file):
             file.unlink()
@@ -83,8 +85,11 @@ def is_alive(file: Path) -> bool:
 
 
 def _absorb(total: Path, dead: list[Path]) -> None:
-    """Add files to a file that is replaced whole; a process that ends before its first count leaves nothing."""
-    partial = total.with_suffix(".partial")
+    """Add files to a file that is replaced whole; a process that ends before its first count leaves nothing.
+
+    Killed before the list is there, nothing has happened; after that, whoever is next finishes it.
+    """
+    partial, listed = total.with_suffix(".partial"), total.with_suffix(".list")
     partial.unlink(missing_ok=True)
     if total.exists():
         shutil.copy(total, partial)
@@ -94,9 +99,21 @@ def _absorb(total: Path, dead: list[Path]) -> None:
             for key, value, _, _ in MmapedDict.read_all_values_from_file(file):  # type: ignore[no-untyped-call]
                 sums.write_value(key, sums.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
     sums.close()  # type: ignore[no-untyped-call]
-    partial.replace(total)
-    for file in dead:
-        file.unlink()
+    listed.write_text("".join(f"{file.name}\n" for file in dead))
+    listed.replace(total.with_suffix(".absorbed"))
+    _finish(total)
+
+
+def _finish(total: Path) -> None:
+    """Put the sums into place, once, and remove the files that are in them."""
+    partial, absorbed = total.with_suffix(".partial"), total.with_suffix(".absorbed")
+    if not absorbed.exists():
+        return
+    if partial.exists():
+        partial.replace(total)
+    for name in absorbed.read_text().splitlines():
+        (total.parent / name).unlink(missing_ok=True)
+    absorbed.unlink()
 
 
 class Exporter(ThreadingTCPServer):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from service import metrics
 from service.errors import BodyTooLarge, DeadlineExceeded, MethodNotAllowed, NoSuchRoute, ServiceError, where
@@ -202,11 +203,21 @@ def refusal(
     return JSONResponse(body_of(error), status_of(error), error.headers)
 
 
-async def not_a_route(http: Request, error: HTTPException) -> Response:
-    """404 and 405 in the shape of all errors."""
-    if error.status_code == 405:
-        return refusal(MethodNotAllowed((error.headers or {}).get("Allow", "")))
-    return refusal(NoSuchRoute())
+def no_route(body_of: Callable[[str], ErrorBody]) -> Callable[[Request, Any], Awaitable[Response]]:
+    """The handler of 404 and 405, in the shape that the errors of a path have."""
+
+    async def answer(http: Request, error: HTTPException) -> Response:
+        wrong = MethodNotAllowed(methods_of(http)) if error.status_code == 405 else NoSuchRoute()
+        return refusal(wrong, body_of(http.url.path))
+
+    return answer
+
+
+def methods_of(http: Request) -> str:
+    """Those that the path takes: a route has some of them, and another route of the same path more."""
+    routes = [route for route in http.app.routes if isinstance(route, Route)]
+    path = next(route.path for route in routes if route.matches(http.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in routes if route.path == path for method in route.methods or ()}))
 
 
 def as_json(model: BaseModel, status: int = 200) -> Response:

@@ -30,7 +30,7 @@ from service.errors import NotReady
 from service.explaining import asked_label
 from service.exporter import MEDIA_TYPE, exposition
 from service.following import Following
-from service.http import Patience, as_json, counted, not_a_route, read_body
+from service.http import Patience, as_json, counted, no_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
     ClassifyRequest,
@@ -319,10 +319,10 @@ class Service:
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
                 *feedback_route.routes(self),
-                *page.routes(self),
+                *page.routes(self, otherwise=dialects.kserve_v1.alive(self)),
                 *dialects.routes(self),
             ],
-            exception_handlers={HTTPException: not_a_route},
+            exception_handlers={HTTPException: no_route(dialects.error_body)},
             lifespan=self.lifespan,
         )
         app.router.redirect_slashes = False  # a path that is not ours is a 404, and no Host of a caller is repeated

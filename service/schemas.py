@@ -40,6 +40,13 @@ def _whole(value: object) -> object:
 
 Whole = BeforeValidator(_whole)  # 4.0 is an integer in JSON Schema, and so in the documentation
 Count = Annotated[int, Field(ge=1), Whole]
+Milliseconds = Annotated[int, Field(ge=1, le=600_000), Whole]
+NO_EXPLAINED_WINDOWS: dict[str, Any] = {  # as JSON Schema: what is explained is not read in windows
+    "not": {
+        "required": ["explain", "on_long"],
+        "properties": {"explain": {"not": {"const": False}}, "on_long": {"const": "window"}},
+    }
+}
 
 
 class ClassifyRequest(BaseModel):
@@ -55,6 +62,7 @@ class ClassifyRequest(BaseModel):
                 {"required": [one], "properties": {one: {"type": "array"}, other: {"type": "null"}}}
                 for one, other in (("texts", "pairs"), ("pairs", "texts"))
             ],
+            **NO_EXPLAINED_WINDOWS,
         },
     )
 
@@ -76,7 +84,7 @@ class ClassifyRequest(BaseModel):
         bool | str, Field(description="What each token adds to the best label (true), or to the label of this name.")
     ] = False
     timeout_ms: Annotated[
-        Annotated[int, Field(ge=1, le=600_000), Whole] | None,
+        Milliseconds | None,
         Field(description="Answer within this time, or 504; 429 at once where that cannot be."),
     ] = None
     priority: Annotated[

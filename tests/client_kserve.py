@@ -67,6 +67,7 @@ async def v1() -> dict[str, Any]:
     body = {"instances": [LOVELY, DULL]}
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
         return {
+            "v1 is_server_live": await client.is_server_live(url),
             "v1 is_model_ready": await client.is_model_ready(url, "mood"),
             "v1 infer": await client.infer(url, body, model_name="mood"),
             "v1 explain": await client.explain(url, "mood", body),

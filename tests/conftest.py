@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hub import Hub
 from postgres import PASSWORD, Postgres
 from replica import Replica
 from samples import TINY, rows
+from server import Server
 
 from model.bundle import Bundle, load_bundle, save_bundle
 from model.scores import MULTI, Calibration
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Post = Callable[[str, object], httpx.Response]
+    Serve = Callable[..., Server]
 
 REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
 
@@ -121,19 +124,32 @@ def replica(bundle_folder: Path, tags_folder: Path) -> Iterator[Replica]:
 
 
 @pytest.fixture(scope="session")
-def post(replica: Replica) -> Iterator[Post]:
-    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+def client(replica: Replica) -> Iterator[httpx.Client]:
+    """A client of that replica."""
     with httpx.Client(base_url=replica.url, timeout=20) as client:
-        paths = client.get("/openapi.json").json()["paths"]
+        yield client
 
-        def send(path: str, body: object) -> httpx.Response:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            response = client.post(path, content=content)
-            documented = "/models/{name}" if path.startswith("/models/") else path
-            assert str(response.status_code) in paths[documented]["post"]["responses"]
-            return response
 
-        yield send
+@pytest.fixture(scope="session")
+def post(client: httpx.Client) -> Post:
+    """Send a body to a path of the replica: bytes as they are, anything else as JSON. The status must be documented."""
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def send(path: str, body: object) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = client.post(path, content=content)
+        documented = "/models/{name}" if path.startswith("/models/") else path
+        assert str(response.status_code) in paths[documented]["post"]["responses"]
+        return response
+
+    return send
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A function that starts `heed serve`, which ends with the test."""
+    with contextlib.ExitStack() as running:
+        yield lambda *arguments, **options: running.enter_context(Server(*arguments, **options))
 
 
 @pytest.fixture(scope="session")

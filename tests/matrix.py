@@ -38,6 +38,7 @@ MATRIX = {  # client, as pip installs it: call: where it is tested
     "kserve": {
         "InferenceRESTClient.infer (v2)": "test_v2_clients.py::test_kserves_client_speaks_v2",
         "InferenceRESTClient.infer (v1)": "test_v2_clients.py::test_kserves_client_speaks_v1",
+        "InferenceRESTClient.is_server_live (v1)": "test_v2_clients.py::test_kserves_client_speaks_v1",
         "InferenceGRPCClient.infer": "test_serve_grpc.py::test_kserves_client_over_grpc_and_a_time_to_come_back",
     },
 }

@@ -21,7 +21,7 @@ STOP_S = 60
 
 
 class Server:
-    """`heed serve` in a process of its own."""
+    """`heed serve` in a process of its own. For `with`, which ends it whatever happens; the fixture serve does that."""
 
     def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "service"), grpc: bool = False) -> None:
         self.port = free_port()
@@ -31,8 +31,26 @@ class Server:
         command = [sys.executable, *program, "serve", *arguments, *ports]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
-        self.wait_for("ready after")
-        self.folder = self._folder()
+        self.folder = Path("none")
+
+    def __enter__(self) -> Server:
+        try:
+            self.wait_for("ready after")
+            self.folder = self._folder()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # what it started, its guard ends
+                self.process.wait()
+        self._close()
 
     def _folder(self) -> Path:
         """The run folder, which its guard was told."""
@@ -57,12 +75,9 @@ class Server:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal; the exit code."""
         self.process.send_signal(number)
-        code = self.process.wait(STOP_S)
-        self.close()
-        return code
+        return self.process.wait(STOP_S)
 
-    def close(self) -> None:
-        """Close its pipes, once it has ended."""
+    def _close(self) -> None:
         assert self.process.stdin is not None
         assert self.process.stderr is not None
         self.process.stdin.close()

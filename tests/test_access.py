@@ -114,7 +114,7 @@ def test_every_operation_wants_a_key_or_says_that_it_wants_none(url: str) -> Non
             else:
                 free.add(path)
     health = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/infinity/health"}
-    assert free == {"/metrics"} | health
+    assert free == {"/", "/metrics"} | health  # the page, and whether the device answers
 
 
 def test_routes_that_are_not_in_the_document_want_a_key_too_but_the_page_none(url: str) -> None:

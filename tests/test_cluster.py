@@ -43,9 +43,9 @@ def server(bundle_folder: Path, broken: Path) -> Iterator[Server]:
     scaling = ["--max-replicas", "2", "--scale-up-wait-s", "0.1", "--scale-down-after-s", "3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROKEN", str(broken))
-        running = Server(f"mood={bundle_folder}", *scaling, program=["-m", "tests.breakable"])
-    yield running
-    running.stop()
+        started = Server(f"mood={bundle_folder}", *scaling, program=["-m", "tests.breakable"])
+    with started as running:
+        yield running
 
 
 @contextlib.asynccontextmanager

@@ -149,15 +149,12 @@ def test_openai_client_asks_vllms_classify_and_lists_models(replica: Replica, cl
 
 @pytest.mark.slow
 def test_inference_client_classifies_behind_the_ingress(bundle_folder: Path) -> None:
-    server = Server(f"mood={bundle_folder}")
-    try:
+    with Server(f"mood={bundle_folder}") as server:
         for path in ("", "/predict", "/models/mood"):
             [best] = InferenceClient(model=server.url + path).text_classification("the dull town", top_k=1)
             assert best.label == "negative"
         for path in ("/classify", "/infinity/classify"):
             assert httpx.post(server.url + path, json={"input": ["a film"]}).json()["model"] == "mood"
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow  # its package is large

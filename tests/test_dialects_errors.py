@@ -78,3 +78,28 @@ def test_a_full_queue_is_a_429_with_a_time_to_come_back_in_each_shape(bundle_fol
     assert refused["/predict"].json()["error_type"] == "Overloaded"
     assert refused["/classify"].json()["error"]["type"] == "RateLimitError"
     assert refused["/infinity/classify"].json()["error"]["code"] == 429
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/models/a%0Ab", str),
+        ("GET", "/predict", str),
+        ("GET", "/v2/nothing", str),
+        ("POST", "/v1/models/mood", str),
+        ("GET", "/classify", dict),
+        ("GET", "/infinity/classify", dict),
+        ("GET", "/v1/classify", dict),
+    ],
+)
+def test_a_path_or_method_that_is_not_there_has_the_error_of_its_dialect(
+    replica: Replica, method: str, path: str, kind: type
+) -> None:
+    response = httpx.request(method, f"{replica.url}{path}")
+    assert response.status_code in (404, 405)
+    assert isinstance(response.json()["error"], kind)
+
+
+def test_a_path_tells_every_method_that_it_takes(replica: Replica) -> None:
+    allowed = {path: httpx.put(f"{replica.url}{path}").headers["allow"] for path in ("/", "/v1/models/mood:predict")}
+    assert allowed == {"/": "GET, HEAD, POST", "/v1/models/mood:predict": "POST"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from service.exporter import exposition
 from service.launch import free_port
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 REPLICA = """
 import sys
@@ -98,6 +99,35 @@ def test_scrapes_at_the_same_time_see_every_count_once_while_processes_die(folde
         for replica in replicas:
             replica.kill()
         assert {count for counts in seen for count in counts} == {4000}
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_scrape_that_is_killed_between_two_steps_loses_no_count_and_counts_none_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    for so_far in (5, 10):
+        replica = Replica(folder)
+        replica.count(5)
+        assert value("heed_texts_total") == so_far  # and those that were dead are absorbed
+        replica.kill()
+    left = iter([True] * steps)
+
+    def until_killed(change: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            if next(left, False):
+                return change(*arguments, **options)
+            raise KeyboardInterrupt
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, until_killed(getattr(Path, name)))
+        with pytest.raises(KeyboardInterrupt):
+            exposition()
+    assert value("heed_texts_total") == 10
+    assert value("heed_forward_seconds_count") == 2
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_process_that_died_before_it_counted_anything_harms_no_scrape(folder: Path) -> None:

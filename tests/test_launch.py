@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from service.haproxy import mend
 from service.launch import CannotServe, check_address, gpu_share, reason, run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TEMPLATE = """global
     log 127.0.0.1:514 local0
@@ -99,36 +104,42 @@ def test_the_reason_of_a_failed_start_is_the_error_of_the_replica() -> None:
     assert reason(report) == "the service could not start: no config.json in the folder: b"
 
 
-def start(program: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
-    """A Python program, and the first line that it prints."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], env=os.environ | environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    process.stdout.close()
-    return process, line
+SLEEPER = "import time; print(1, flush=True); time.sleep(100)"
+LAUNCHER = """
+import time
+from service.launch import run_folder
+with run_folder() as folder:
+    print(folder, flush=True)
+    time.sleep(100)
+"""
+
+
+@contextlib.contextmanager
+def started(program: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Python program, and the first line that it prints; it ends here, if not before."""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 def test_whatever_happens_to_the_launcher_its_processes_and_folder_go() -> None:
-    with run_folder() as folder:
-        sleeper, _ = start("import time; print(1, flush=True); time.sleep(100)", HEED_RUN_FOLDER=str(folder))
-    assert sleeper.wait(10) == -signal.SIGKILL
+    with contextlib.ExitStack() as running:
+        with run_folder() as folder:
+            sleeper, _ = running.enter_context(started(SLEEPER, HEED_RUN_FOLDER=str(folder)))
+        assert sleeper.wait(10) == -signal.SIGKILL
     assert not folder.exists()
 
 
 def test_the_guard_acts_when_the_launcher_is_killed() -> None:
-    launcher, line = start(
-        "from service.launch import run_folder\n"
-        "import time\n"
-        "with run_folder() as folder:\n"
-        "    print(folder, flush=True)\n"
-        "    time.sleep(100)\n"
-    )
-    folder = Path(line)
-    assert folder.exists()
-    launcher.kill()
-    launcher.wait()
+    with started(LAUNCHER) as (launcher, line):
+        folder = Path(line)
+        assert folder.exists()
+        launcher.kill()
+        launcher.wait()
     end = time.monotonic() + 10
     while folder.exists() and time.monotonic() < end:
         time.sleep(0.05)

@@ -84,7 +84,7 @@ def type_and_wait(page: Page, text: str = TEXT) -> None:
 
 def test_the_browser_is_told_to_fetch_nothing_else_and_to_run_nothing_but_the_script(url: str) -> None:
     for path in ("/", "/page/page.js", "/page/page.css"):
-        response = httpx.get(f"{url}{path}")
+        response = httpx.get(f"{url}{path}", headers={"accept": "text/html,*/*;q=0.8"})
         assert response.status_code == 200
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'; script-src 'self'" in policy

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ import pytest
 from model.bundle import content_hash, load_bundle
 from model.location import LocationError, RegistryEntry, local_folder, parse_location
 from model.manifest import BundleError
-from model.registry import RegisteredModel, RegistryError, promoted, proposed
+from model.registry import ABANDONED_AFTER_S, RegisteredModel, RegistryError, promoted, proposed
 from service.cli import main
 from service.settings import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.synchronize import Barrier
 
     Capture = pytest.CaptureFixture[str]
@@ -51,6 +53,20 @@ def test_a_bundle_is_copied_whole_under_the_hash_of_its_content_and_once(
     assert model.add(bundle_folder) == version
     assert folder.stat().st_ino == made
     assert [path.name for path in model.folder.iterdir() if path.is_dir()] == [version]
+
+
+def test_what_a_killed_writer_left_goes_after_a_day_and_what_another_copies_now_stays(
+    model: RegisteredModel, versions: list[str], variant: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = model.folder / ".partial-killed"
+    shutil.copytree(model.folder / versions[0], partial)  # as the copy of a bundle, it looks as old as that
+    model.add(variant(2.0))
+    assert partial.exists()
+    in_a_day = time.time() + ABANDONED_AFTER_S
+    monkeypatch.setattr(time, "time", lambda: in_a_day)
+    model.add(variant(3.0))
+    assert not partial.exists()
+    assert len(model.versions()) == 4
 
 
 def test_a_bundle_that_cannot_be_served_is_not_added(

@@ -32,6 +32,7 @@ from service.scored import Scored
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conftest import Serve
     from hub import Hub
 
     from service.errors import ServiceError
@@ -42,10 +43,8 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 @pytest.fixture(scope="module")
 def server(bundle_folder: Path) -> Iterator[Server]:
-    running = Server(f"mood={bundle_folder}")
-    yield running
-    if running.process.poll() is None:
-        running.stop()
+    with Server(f"mood={bundle_folder}") as running:
+        yield running
 
 
 def listening(pids: list[int]) -> set[tuple[str, int]]:
@@ -185,9 +184,9 @@ def counted(text: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
-def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(bundle_folder: Path) -> None:
+def test_two_replicas_share_the_work_and_add_up_and_nothing_survives_a_kill(serve: Serve, bundle_folder: Path) -> None:
     port = free_port()
-    server = Server(f"mood={bundle_folder}", "--replicas", "2", "--metrics-port", str(port))
+    server = serve(f"mood={bundle_folder}", "--replicas", "2", "--metrics-port", str(port))
 
     async def ask_all() -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
@@ -217,21 +216,22 @@ def counted_by(file: Path) -> float:
     return sum(float(value) for key, value, _, _ in values if "heed_texts_total" in key)
 
 
-def test_a_model_of_the_hub_is_downloaded_once_for_all_replicas(hub: Hub) -> None:
-    server = Server("hf:somebody/mood", "--replicas", "2")
+def test_a_model_of_the_hub_is_downloaded_once_for_all_replicas(serve: Serve, hub: Hub) -> None:
+    server = serve("hf:somebody/mood", "--replicas", "2")
     assert server.classify(["a lovely film"], model="mood").json()["results"][0]["labels"][0]["label"] == "positive"
     assert len(hub.asked) == len(set(hub.asked))
     assert hub.downloaded.count("model.safetensors") == 1
     assert server.stop() == 0
 
 
-def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(
+    serve: Serve, bundle_folder: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "gpt2"}')
-    server = Server(str(broken))
+    server = serve(str(broken))
     assert server.process.wait(STOP_S) == 2
-    server.close()
     errors = [line for line in server.log if "could not start" in line]
     assert len(errors) == 1
     assert "model_type is not one of bert, " in errors[0]
@@ -239,7 +239,7 @@ def test_a_bundle_that_cannot_be_trusted_is_one_line_and_exit_2(bundle_folder: P
 
 
 def test_a_promotion_and_a_rollback_under_load_reach_every_replica_and_lose_no_request(
-    bundle_folder: Path, opposite_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Serve, bundle_folder: Path, opposite_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = str(tmp_path / "registry")
 
@@ -249,7 +249,7 @@ def test_a_promotion_and_a_rollback_under_load_reach_every_replica_and_lose_no_r
 
     first = heed("add", registry, "mood", str(bundle_folder), "--promote")
     second = heed("add", registry, "mood", str(opposite_folder))
-    server = Server(f"{registry}/mood@production", "--registry-poll-s", "0.2", "--replicas", "2")
+    server = serve(f"{registry}/mood@production", "--registry-poll-s", "0.2", "--replicas", "2")
     best = {first: "positive", second: "negative"}
 
     async def ask_until(client: httpx.AsyncClient, wanted: str) -> set[str]:
@@ -289,8 +289,8 @@ def test_a_promotion_and_a_rollback_under_load_reach_every_replica_and_lose_no_r
     assert server.stop() == 0
 
 
-def test_a_stop_does_not_wait_for_a_store_of_ray_that_hangs(bundle_folder: Path) -> None:
-    server = Server(f"mood={bundle_folder}")
+def test_a_stop_does_not_wait_for_a_store_of_ray_that_hangs(serve: Serve, bundle_folder: Path) -> None:
+    server = serve(f"mood={bundle_folder}")
     programs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(str(server.folder))}
     [store] = [pid for pid, program in programs.items() if program.split(b"\0")[0].endswith(b"gcs_server")]
     os.kill(store, signal.SIGSTOP)

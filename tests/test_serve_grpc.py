@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import Serve
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the clients' environments
 INFER = f"/{SERVICE}/ModelInfer"
 
 
 @pytest.fixture(scope="module")
 def server(bundle_folder: Path) -> Iterator[Server]:
-    running = Server(f"mood={bundle_folder}", grpc=True)
-    yield running
-    if running.process.poll() is None:
-        running.stop()
+    with Server(f"mood={bundle_folder}", grpc=True) as running:
+        yield running
 
 
 def address(server: Server) -> str:
@@ -171,8 +171,10 @@ async def _ask(channel: grpc.aio.Channel, body: bytes) -> bytes:
     return bytes(await channel.unary_unary(INFER)(body, timeout=60))
 
 
-def test_two_replicas_share_the_calls_of_one_connection_and_one_that_is_killed_comes_back(bundle_folder: Path) -> None:
-    server = Server(f"mood={bundle_folder}", "--replicas", "2", grpc=True)
+def test_two_replicas_share_the_calls_of_one_connection_and_one_that_is_killed_comes_back(
+    serve: Serve, bundle_folder: Path
+) -> None:
+    server = serve(f"mood={bundle_folder}", "--replicas", "2", grpc=True)
 
     async def ask_all(channel: grpc.aio.Channel) -> None:
         answers = await asyncio.gather(*(_ask(channel, infer("a lovely film", "a dull one")) for _ in range(100)))

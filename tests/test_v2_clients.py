@@ -101,6 +101,7 @@ def test_kserves_client_speaks_v2(kserve: dict[str, Any]) -> None:
 
 
 def test_kserves_client_speaks_v1(kserve: dict[str, Any], bundle: Bundle) -> None:
+    assert kserve["v1 is_server_live"] is True
     assert kserve["v1 is_model_ready"] is True
     assert [one["label"] for one in kserve["v1 infer"]["predictions"]] == ["positive", "negative"]
     [lovely, _] = kserve["v1 explain"]["explanations"]

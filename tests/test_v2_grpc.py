@@ -136,7 +136,7 @@ def test_parameters_of_any_kind_change_the_answer(call: Call) -> None:
         (raw(packed(b"a"), shape=[2**62, 2**62]), "n from 1 to 50"),
         (infer("a", parameters={"colour": {"int64_param": 1}}), "there are: top_k"),
         (infer("a", parameters={"top_k": {}}), "a parameter has no value"),
-        (infer("a", parameters={"top_k": {"double_param": 2}}), "parameters.top_k"),
+        (infer("a", parameters={"top_k": {"double_param": 2.5}}), "parameters.top_k"),
         (infer("a", parameters={"sequence_id": {"int64_param": 1}}), "leave out: sequence_id"),
         (infer("a", outputs=[{"name": "label", "parameters": {"binary_data": {"bool_param": True}}}]), "is of HTTP"),
     ],

@@ -1,4 +1,4 @@
-"""KServe's V1 protocol: POST /v1/models/NAME:predict and :explain, GET /v1/models/NAME.
+"""KServe's V1 protocol: POST /v1/models/NAME:predict and :explain, GET /v1/models/NAME, and GET / beside the page.
 
 GET /v1/models stays the native list, which has the names too: {"models": [{"name": ...}]}. KServe's client does not ask
 for it. An instance is a text, or {"text", "text_pair"}; all of a request are of one kind.
@@ -7,20 +7,23 @@ for it. An instance is a text, or {"text", "text_pair"}; all of a request are of
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, create_model
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.dialects.common import either_type, list_type, text_type
 from service.dialects.oip import Strict
-from service.dialects.tensors import bad
 from service.dialects.v2 import answering_400, asked, error_body
 from service.dialects.v2_openapi import NAME, Answer, ModelReady, get_operation, infer_operation
-from service.http import counted
+from service.errors import NotReady
+from service.http import counted, refusal
 from service.schemas import (
+    Count,
     Explanation,
     LabelScore,
+    Milliseconds,
     OnLong,
     Priority,
     TextError,
@@ -31,38 +34,42 @@ from service.schemas import (
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.routing import BaseRoute
 
     from service.http import Handler
     from service.routes import Reply, Service
     from service.schemas import ClassifyRequest, TextResult
+    from service.settings import Settings
 
 MODEL = "/v1/models/{name}"
-
-
-class Instance(Strict):
-    """A text, or a pair of texts read together."""
-
-    text: str
-    text_pair: str | None = None
+KINDS: dict[object, str] = {str: "<text>", dict: "<single>"}
 
 
 class V1Parameters(Strict):
     """The same as of POST /v1/classify."""
 
-    top_k: Annotated[int | None, Field(ge=1, description="Labels per text, best first; null: all.")] = None
+    top_k: Annotated[Count | None, Field(description="Labels per text, best first; null: all.")] = None
     raw_scores: Annotated[bool, Field(description="Logits in place of probabilities.")] = False
     on_long: Annotated[OnLong, Field(description="What to do with a text that is longer than the model reads.")] = (
         "truncate"
     )
-    timeout_ms: Annotated[int | None, Field(ge=1, le=600_000, description="Answer within this time.")] = None
+    timeout_ms: Annotated[Milliseconds | None, Field(description="Answer within this time.")] = None
     priority: Priority | None = None
 
 
-class V1Request(Strict):
-    """POST /v1/models/NAME:predict and :explain."""
+class V1ExplainParameters(V1Parameters):
+    """Of :explain: what is explained is not read in windows."""
 
-    instances: Annotated[list[str | Instance], Field(min_length=1)]
+    on_long: Annotated[Literal["truncate", "error"], Field(description="What to do with a text that is too long.")] = (
+        "truncate"
+    )
+
+
+class V1Request(Strict):
+    """POST /v1/models/NAME:predict; the limits are set by v1_requests()."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"instances": ["a gorgeous movie", "paper thin"]}]})
+
+    instances: Annotated[Any, Field(description="Texts, or {text, text_pair}: pairs, each read together.")]
     parameters: V1Parameters | None = None
 
 
@@ -75,6 +82,12 @@ class Prediction(Answer):
     label_set: list[str] | None = None
     explanation: Annotated[Explanation | None, Field(description="Of :explain alone.")] = None
     error: TextError | None = None
+
+
+class V1Alive(Answer):
+    """GET /: the device answers."""
+
+    status: Literal["alive"]
 
 
 class V1Predictions(Answer):
@@ -93,16 +106,50 @@ class V1Explanations(Answer):
     model_version: str
 
 
+def v1_requests(settings: Settings) -> tuple[type[V1Request], type[V1Request]]:
+    """Of :predict and :explain, with the limits of this service: all instances are texts, or all are pairs."""
+    text = text_type(settings)
+    single = create_model("TextInstance", __base__=Strict, text=(text, ...), text_pair=(None, None))
+    pair = create_model("PairInstance", __base__=Strict, text=(text, ...), text_pair=(text, ...))
+    one = either_type(
+        {"<text>": text, "<single>": single},
+        lambda given: KINDS.get(type(given)),
+        "send a text, or an object with text and text_pair",
+    )
+    most = settings.max_texts_per_request
+    instances = either_type(
+        {"<texts>": list_type(one, most), "<pairs>": list_type(pair, most)},
+        _kind_of_instances,
+        "some have a text_pair and some have none: send them in two requests",
+    )
+    fields: dict[str, Any] = {"instances": (instances, V1Request.model_fields["instances"])}
+    predict = create_model("V1Request", __base__=V1Request, **fields)
+    explain = create_model("V1ExplainRequest", __base__=predict, parameters=(V1ExplainParameters | None, None))
+    return predict, explain
+
+
+def _kind_of_instances(instances: object) -> str | None:
+    given = instances if isinstance(instances, list) else []
+    pairs = [one for one in given if isinstance(one, dict) and one.get("text_pair") is not None]
+    if not pairs:
+        return "<texts>"
+    return "<pairs>" if len(pairs) == len(given) else None
+
+
 def paths(service: Service) -> dict[str, Any]:
     """As OpenAPI has them."""
+    predict, explain = v1_requests(service.settings)
+    alive = get_operation("whether the device answers (KServe V1); to a browser, the page", V1Alive, errors=(503,))
+    alive["responses"]["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
     return {
-        f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", V1Request, V1Predictions, NAME)},
-        f"{MODEL}:explain": {"post": infer_operation("say why (KServe V1)", V1Request, V1Explanations, NAME)},
+        "/": {"get": alive},
+        f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", predict, V1Predictions, NAME)},
+        f"{MODEL}:explain": {"post": infer_operation("say why (KServe V1)", explain, V1Explanations, NAME)},
         MODEL: {"get": get_operation("whether it answers (KServe V1)", ModelReady, NAME, errors=(401, 404, 503))},
     }
 
 
-def routes(service: Service) -> list[BaseRoute]:
+def routes(service: Service) -> list[Route]:
     """Those of V1."""
     v1 = V1(service)
 
@@ -116,11 +163,23 @@ def routes(service: Service) -> list[BaseRoute]:
     ]
 
 
+def alive(service: Service) -> Handler:
+    """GET / of whoever is no browser; service/page has the route."""
+
+    async def answer(http: Request) -> Response:
+        if not service.is_live:
+            return refusal(NotReady("the device does not answer"), error_body)
+        return JSONResponse({"status": "alive"})
+
+    return answer
+
+
 class V1:
     """The handlers."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._predict, self._explain = v1_requests(service.settings)
 
     async def ready(self, http: Request) -> Response:
         """GET /v1/models/NAME."""
@@ -130,15 +189,15 @@ class V1:
 
     async def predict(self, http: Request) -> Response:
         """POST /v1/models/NAME:predict."""
-        return await self._answer(http, "predictions", explain=False)
+        return await self._answer(http, self._predict, "predictions")
 
     async def explain(self, http: Request) -> Response:
         """POST /v1/models/NAME:explain."""
-        return await self._answer(http, "explanations", explain=True)
+        return await self._answer(http, self._explain, "explanations", explain=True)
 
-    async def _answer(self, http: Request, key: str, *, explain: bool) -> Response:
+    async def _answer(self, http: Request, model: type[V1Request], key: str, *, explain: bool = False) -> Response:
         started = time.perf_counter()
-        request = parse_request(V1Request, await self._service.body(http))
+        request = parse_request(model, await self._service.body(http))
         options = request.parameters or V1Parameters()
         fields = inputs_of(request.instances) | options.model_dump() | {"model": asked(http), "explain": explain}
         classify = self._service.request(fields)
@@ -147,13 +206,11 @@ class V1:
         return JSONResponse({key: listed, "model_name": reply.model.name, "model_version": reply.model.bundle.version})
 
 
-def inputs_of(instances: list[str | Instance]) -> dict[str, Any]:
-    """Texts or pairs of a ClassifyRequest. Raises InvalidRequest where some are the one and some the other."""
+def inputs_of(instances: list[Any]) -> dict[str, Any]:
+    """Texts or pairs of a ClassifyRequest."""
     sides = [(one, None) if isinstance(one, str) else (one.text, one.text_pair) for one in instances]
-    pairs = [(text, text_pair) for text, text_pair in sides if text_pair is not None]
-    if pairs and len(pairs) < len(sides):
-        raise bad("instances", "some have a text_pair and some have none: send them in two requests")
-    return {"pairs": pairs} if pairs else {"texts": [text for text, _ in sides]}
+    is_paired = sides[0][1] is not None
+    return {"pairs": sides} if is_paired else {"texts": [text for text, _ in sides]}
 
 
 def results(reply: Reply, request: ClassifyRequest) -> list[TextResult]:

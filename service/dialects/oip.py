@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
 from model.scores import MULTI
+from service.dialects.common import either_type, list_type, text_type
 from service.dialects.tensors import Results, bad, count, elements_of, texts_of_bytes, texts_of_json
 from service.errors import InvalidRequest, ServiceError
-from service.schemas import OnLong, explained_result, text_result
+from service.schemas import NO_EXPLAINED_WINDOWS, Count, OnLong, Whole, explained_result, text_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,18 +24,26 @@ if TYPE_CHECKING:
     from service.dialects.tensors import Tensor
     from service.routes import Reply
     from service.schemas import Priority
+    from service.settings import Settings
 
 EXTENSIONS = ["binary_tensor_data", "classification", "parameters", "schedule_policy"]
 MAX_TIMEOUT_US = 600_000_000
 SHARED = {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 SEQUENCE = {"sequence_id", "sequence_start", "sequence_end"}
-RANKED = {"label", "score", "probabilities", "logits"}  # what classification can rank
+UNRANKED = ("label_set", "explanation")  # what classification cannot rank
+Size = Annotated[int, Field(ge=0), Whole]
+Microseconds = Annotated[int, Field(ge=0, le=MAX_TIMEOUT_US), Whole]
 
 
 class Strict(BaseModel):
     """Unknown fields are refused; the values of parameters may be null, as some clients send them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _named(name: str) -> dict[str, Any]:
+    """As JSON Schema: one of a list has this name."""
+    return {"contains": {"properties": {"name": {"const": name}}}}
 
 
 class Parameters(Strict):
@@ -52,30 +61,59 @@ class Parameters(Strict):
 class InputParameters(Parameters):
     """Parameters of an input."""
 
-    binary_data_size: Annotated[int | None, Field(ge=0, description="Bytes of the tensor after the JSON.")] = None
+    binary_data_size: Annotated[Size | None, Field(description="Bytes of the tensor after the JSON.")] = None
     content_type: Annotated[Literal["str"] | None, Field(description="As MLServer's clients send it.")] = None
 
 
 class InferInput(Strict):
-    """A tensor of texts."""
+    """A tensor of texts; the limits are set by infer_request(). The schema is that of a body which is all JSON."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {"required": ["data"], "properties": {"data": {"type": "array"}}},
+                {"properties": {"parameters": {"properties": {"binary_data_size": {"type": "null"}}}}},
+            ],
+            "anyOf": [
+                {"properties": {"data": {"items": {"type": "string"}}}},
+                {"properties": {"shape": {"minItems": 2}}},
+            ],
+        }
+    )
 
     name: Annotated[str, Field(description="Any; of two inputs, one is text and the other text_pair.")]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=8, description="[n] or [n, 1].")]
+    shape: Annotated[list[Size], Field(description="[n] or [n, 1].")]
     datatype: Literal["BYTES"]
     parameters: InputParameters | None = None
-    data: Annotated[list[str | list[str]] | None, Field(description="Flat, or nested as the shape says.")] = None
+    data: Annotated[Any, Field(description="Flat, or nested as the shape says.")] = None
 
 
 class OutputParameters(Parameters):
     """Parameters of a requested output."""
 
-    classification: Annotated[int | None, Field(ge=1, description="The best so many, as VALUE:INDEX:LABEL.")] = None
+    classification: Annotated[Count | None, Field(description="The best so many, as VALUE:INDEX:LABEL.")] = None
     binary_data: Annotated[bool | None, Field(description="Whether the tensor follows the JSON in binary.")] = None
     content_type: Annotated[Literal["str"] | None, Field(description="As MLServer's clients send it.")] = None
 
 
 class RequestedOutput(Strict):
     """An output to answer with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["name", "parameters"],
+                "properties": {
+                    "name": {"enum": [*UNRANKED]},
+                    "parameters": {
+                        "type": "object",
+                        "required": ["classification"],
+                        "properties": {"classification": {"type": "integer"}},
+                    },
+                },
+            }
+        }
+    )
 
     name: Literal["label", "score", "probabilities", "logits", "label_set", "explanation"]
     parameters: OutputParameters | None = None
@@ -84,24 +122,39 @@ class RequestedOutput(Strict):
 class InferParameters(Parameters):
     """Parameters of a request."""
 
-    top_k: Annotated[int | None, Field(ge=1, description="Makes label and score [n, k], best first.")] = None
+    model_config = ConfigDict(json_schema_extra=NO_EXPLAINED_WINDOWS)
+
+    top_k: Annotated[Count | None, Field(description="Makes label and score [n, k], best first.")] = None
     raw_scores: Annotated[bool, Field(description="Makes score, and its classification, logits.")] = False
     on_long: Annotated[OnLong, Field(description="What to do with a text that is longer than the model reads.")] = (
         "truncate"
     )
     explain: Annotated[bool | str, Field(description="Adds the output explanation: JSON for each text.")] = False
-    priority: Annotated[int, Field(ge=0, description="1 goes first, 2 and more let others go first; 0: neither.")] = 0
-    timeout: Annotated[int, Field(ge=0, le=MAX_TIMEOUT_US, description="In microseconds; 0: the server's own.")] = 0
+    priority: Annotated[Size, Field(description="1 goes first, 2 and more let others go first; 0: neither.")] = 0
+    timeout: Annotated[Microseconds, Field(description="In microseconds; 0: the server's own.")] = 0
     binary_data_output: Annotated[bool, Field(description="All outputs in binary, but where they say no.")] = False
     content_type: Annotated[Literal["str"] | None, Field(description="As MLServer's clients send it.")] = None
 
 
 class InferRequest(Strict):
-    """POST /v2/models/NAME/infer."""
+    """POST /v2/models/NAME/infer; the limits are set by infer_request()."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["paper thin"]}]}]
+        }
+    )
 
     id: Annotated[str | None, Field(description="Comes back in the answer.")] = None
     model_name: Annotated[str | None, Field(description="As in the path, where a client repeats it.")] = None
-    inputs: Annotated[list[InferInput], Field(min_length=1, max_length=2)]
+    inputs: Annotated[
+        list[InferInput],
+        Field(
+            min_length=1,
+            max_length=2,
+            json_schema_extra={"anyOf": [{"maxItems": 1}, {"allOf": [_named("text"), _named("text_pair")]}]},
+        ),
+    ]
     outputs: Annotated[list[RequestedOutput] | None, Field(max_length=6, description="Default: all.")] = None
     parameters: InferParameters | None = None
 
@@ -109,6 +162,27 @@ class InferRequest(Strict):
     def options(self) -> InferParameters:
         """Its parameters, or the defaults."""
         return self.parameters or InferParameters()
+
+
+def infer_request(settings: Settings) -> type[InferRequest]:
+    """InferRequest with the limits of this service."""
+    most, documented = settings.max_texts_per_request, InferInput.model_fields
+    sides = [{"type": "integer", "minimum": 1, "maximum": most}, {"const": 1}]
+    as_schema = WithJsonSchema({"type": "array", "prefixItems": sides, "minItems": 1, "maxItems": 2})
+    text = text_type(settings)
+    data = either_type(
+        {"<flat>": list_type(text, most), "<nested>": list_type(list_type(text, 1), most)},
+        lambda given: "<nested>" if isinstance(given, list) and given and isinstance(given[0], list) else "<flat>",
+        "",
+    )
+    fields: dict[str, Any] = {
+        "shape": (Annotated[list[Size], as_schema], documented["shape"]),
+        "data": (data | None, documented["data"]),
+    }
+    tensor: Any = create_model("InferInput", __base__=InferInput, **fields)
+    return create_model(
+        "InferRequest", __base__=InferRequest, inputs=(list[tensor], InferRequest.model_fields["inputs"])
+    )
 
 
 def native(request: InferRequest, raws: Sequence[bytes | None], model: str, most: int) -> dict[str, Any]:
@@ -174,7 +248,7 @@ def check_output(field: str, wanted: RequestedOutput, names: Sequence[str]) -> N
     """Raises InvalidRequest where this model, or this request, has no such output."""
     if wanted.name not in names:
         raise bad(field, f"{wanted.name} is not in the answer to this request, there are: {', '.join(names)}")
-    if wanted.parameters and wanted.parameters.classification and wanted.name not in RANKED:
+    if wanted.parameters and wanted.parameters.classification and wanted.name in UNRANKED:
         raise bad(field, f"classification ranks label, score, probabilities or logits, and not {wanted.name}")
 
 

@@ -12,24 +12,22 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
-from service.dialects.oip import EXTENSIONS, InferRequest, as_400, model_metadata, native, outputs
+from service.dialects.oip import EXTENSIONS, as_400, infer_request, model_metadata, native, outputs
 from service.dialects.tensors import bad, parts
 from service.dialects.v2_openapi import IndexRequest, paths
-from service.errors import BodyTooLarge, MethodNotAllowed, NoSuchRoute, NotReady, ServiceError
-from service.http import counted, refusal
+from service.errors import BodyTooLarge, NotReady, ServiceError
+from service.http import counted
 from service.schemas import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.requests import Request
-    from starlette.routing import BaseRoute
 
+    from service.dialects.oip import InferRequest
     from service.dialects.tensors import Tensor
     from service.http import Handler
     from service.models import ServedModel
@@ -48,14 +46,14 @@ def error_body(error: ServiceError) -> dict[str, str]:
     return {"error": str(error)}
 
 
-def routes(service: Service) -> list[BaseRoute]:
-    """Those of V2: an application of its own, so that 404 and 405 have its shape too."""
+def routes(service: Service) -> list[Route]:
+    """Those of V2."""
     v2 = V2(service)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        guarded = counted(
-            service, PREFIX + path, answering_400(handler), error_body, is_open=path.startswith("/health/")
-        )
+        is_open = path.startswith("/health/")
+        path = PREFIX + path
+        guarded = counted(service, path, answering_400(handler), error_body, is_open=is_open)
         return Route(path, guarded, methods=[method])
 
     versioned = [
@@ -67,18 +65,14 @@ def routes(service: Service) -> list[BaseRoute]:
             ("/infer", v2.infer, "POST"),
         )
     ]
-    app = Starlette(
-        routes=[
-            route("/health/live", v2.live),
-            route("/health/ready", v2.ready),
-            route("/models", v2.models),
-            route("/repository/index", v2.index, "POST"),
-            *versioned,
-        ],
-        exception_handlers={HTTPException: _not_a_route},
-    )
-    app.router.redirect_slashes = False
-    return [Route(PREFIX, counted(service, PREFIX, v2.server, error_body), methods=["GET"]), Mount(PREFIX, app)]
+    return [
+        route("", v2.server),
+        route("/health/live", v2.live),
+        route("/health/ready", v2.ready),
+        route("/models", v2.models),
+        route("/repository/index", v2.index, "POST"),
+        *versioned,
+    ]
 
 
 def answering_400(handler: Handler) -> Handler:
@@ -93,12 +87,6 @@ def answering_400(handler: Handler) -> Handler:
     return answer
 
 
-async def _not_a_route(http: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        return refusal(MethodNotAllowed((error.headers or {}).get("Allow", "")), error_body)
-    return refusal(NoSuchRoute(), error_body)
-
-
 def asked(http: Request) -> str:
     """NAME or NAME@VERSION, of the path."""
     name, version = http.path_params["name"], http.path_params.get("version")
@@ -110,6 +98,7 @@ class V2:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._request_model = infer_request(service.settings)
 
     async def live(self, http: Request) -> Response:
         """GET /v2/health/live."""
@@ -153,7 +142,7 @@ class V2:
         limits = self._service.settings
         body = inflated(await self._service.body(http), http.headers.get("content-encoding", ""), limits.max_body_bytes)
         head, tail = split(body, http.headers.get(JSON_LENGTH))
-        request = parse_request(InferRequest, head)  # 1. bytes -> what is asked
+        request = parse_request(self._request_model, head)  # 1. bytes -> what is asked
         if request.model_name not in (None, http.path_params["name"]):
             raise bad("model_name", "it is another than in the path: leave it out")
         fields = native(request, binary(request, tail), asked(http), limits.max_texts_per_request)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import State
 
 from service import metrics
-from service.dialects.oip import InferRequest, as_400, native, outputs
+from service.dialects.oip import as_400, infer_request, native, outputs
 from service.dialects.tensors import bad, texts_of_bytes
 from service.dialects.v2 import SERVER, metadata, repository
 from service.errors import NotReady, ServiceError, where
@@ -139,6 +139,7 @@ class V2Grpc:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._request_model = infer_request(service.settings)
 
     async def ServerLive(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """Whether the device answers."""
@@ -173,7 +174,7 @@ class V2Grpc:
         started = time.perf_counter()
         service = self._service
         service.check_open()
-        infer = check_request(InferRequest, fields_of(request))  # 1. message -> what is asked
+        infer = check_request(self._request_model, fields_of(request))  # 1. message -> what is asked
         spec = f"{request.model_name}@{request.model_version}" if request.model_version else request.model_name
         fields = native(
             infer, raws_of(request.raw_input_contents, infer.inputs), spec, service.settings.max_texts_per_request

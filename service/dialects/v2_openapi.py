@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.dialects.oip import InferRequest, Strict
+from service.dialects.oip import Strict, infer_request
 from service.openapi import ERRORS, operation, said
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class InferResponse(Answer):
 
 def paths(service: Service) -> dict[str, Any]:
     """Of Open Inference Protocol V2."""
+    request = infer_request(service.settings)
     found = {
         "/v2": {"get": get_operation("what the server is (V2)", ServerMetadata, errors=(401,))},
         "/v2/health/live": {"get": get_operation("whether the device answers (V2)", ServerLive, errors=(503,))},
@@ -142,7 +143,7 @@ def paths(service: Service) -> dict[str, Any]:
         found[f"{model}/ready"] = {
             "get": get_operation("whether it answers (V2)", ModelReady, *parameters, errors=(401, 404, 503))
         }
-        infer = infer_operation("label texts (V2)", InferRequest, InferResponse, *parameters, JSON_LENGTH)
+        infer = infer_operation("label texts (V2)", request, InferResponse, *parameters, JSON_LENGTH)
         binary = {"schema": {"type": "string", "format": "binary"}}
         for body in (infer["requestBody"], infer["responses"]["200"]):
             body["content"]["application/octet-stream"] = binary

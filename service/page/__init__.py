@@ -1,5 +1,7 @@
 """GET /: a page to try the models in a browser. Its files are sent as they are; it asks the native API.
 
+Whoever does not say that it reads HTML is no browser: a client of KServe's V1 asks there whether the server is alive.
+
 Nothing else is fetched: neither fonts nor scripts from anywhere. The browser is told to hold it to that.
 """
 
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
     from service.routes import Service
 
 FOLDER = Path(__file__).parent
-STYLE, SCRIPT = "text/css", "text/javascript"
+HTML, STYLE, SCRIPT = "text/html", "text/css", "text/javascript"
 FILES = {
-    "/": ("index.html", "text/html"),
     "/page/page.css": ("page.css", STYLE),
     **{f"/page/{name}": (name, SCRIPT) for name in ("page.js", "ask.js", "rows.js", "text.js")},
 }
@@ -36,14 +37,24 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",  # a new version of the service has a new page
+    "Vary": "Accept",
 }
 
 
-def routes(service: Service) -> list[Route]:
-    """The page and what it is made of. It holds nothing of the service: it asks for a key where that wants one."""
+def routes(service: Service, otherwise: Handler) -> list[Route]:
+    """The page and what it is made of; otherwise answers those who do not ask for HTML.
+
+    It holds nothing of the service: it asks for a key where that wants one.
+    """
+    index = _file("index.html", HTML)
+
+    async def root(http: Request) -> Response:
+        return await (index if HTML in http.headers.get("accept", "") else otherwise)(http)
+
+    handlers = {"/": root, **{path: _file(*found) for path, found in FILES.items()}}
     return [
-        Route(path, counted(service, path, _file(*found), is_open=True), methods=["GET"])
-        for path, found in FILES.items()
+        Route(path, counted(service, path, handler, is_open=True), methods=["GET"])
+        for path, handler in handlers.items()
     ]
 
 
