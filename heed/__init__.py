@@ -10,13 +10,14 @@ with heed.Client("http://127.0.0.1:8000") as client:
 from heed.client import AsyncClient, Client
 from heed.errors import HeedError
 from heed.requests import Options
-from heed.results import Explanation, LabelScore, Result, TextError, TokenScore, Window
+from heed.results import Explanation, Kept, LabelScore, Result, TextError, TokenScore, Window
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Explanation",
     "HeedError",
+    "Kept",
     "LabelScore",
     "Options",
     "Result",

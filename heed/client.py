@@ -14,6 +14,7 @@ from heed.errors import HeedError
 from heed.requests import (
     REQUEST_S,
     Batch,
+    Correction,
     Deadline,
     Limits,
     batches,
@@ -23,7 +24,7 @@ from heed.requests import (
     request,
     retry_in,
 )
-from heed.results import parse_results
+from heed.results import Kept, parse_results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,17 +60,35 @@ class Client:
                 found += parsed(self._send(deadline, batch), parse_results)
         return found
 
+    def feedback(
+        self,
+        request_id: str,
+        index: int,
+        *,
+        label: str | None = None,
+        labels: Sequence[str] | None = None,
+        text: str | None = None,
+        text_pair: str | None = None,
+    ) -> Kept:
+        """Give an answered text, a Result's request_id and index, its right label; labels of a multi-label model.
+
+        The service keeps the label for retraining, with the text if it is sent here or if it keeps texts itself. A
+        later label for the same text replaces it, so that a refusal that passes is sent again. Raises HeedError.
+        """
+        correction = Correction(request_id, index, label, labels, text, text_pair)
+        return parsed(self._send(Deadline(REQUEST_S), correction), Kept.parse)
+
     def _limits_of(self, deadline: Deadline) -> Limits:
         """Asked once."""
         if self._limits is None:
             self._limits = parsed(self._send(deadline), Limits.parse)
         return self._limits
 
-    def _send(self, deadline: Deadline, batch: Batch | None = None) -> httpx.Response:
+    def _send(self, deadline: Deadline, asked: Batch | Correction | None = None) -> httpx.Response:
         """The answer, or the refusal that does not pass in time."""
         for attempt in itertools.count():
             with _answered(self._http.base_url):
-                response = self._http.request(**request(batch, deadline))
+                response = self._http.request(**request(asked, deadline))
             wait_s = retry_in(response, attempt, deadline)
             if wait_s is None:
                 break
@@ -116,16 +135,30 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def feedback(
+        self,
+        request_id: str,
+        index: int,
+        *,
+        label: str | None = None,
+        labels: Sequence[str] | None = None,
+        text: str | None = None,
+        text_pair: str | None = None,
+    ) -> Kept:
+        """As Client.feedback()."""
+        correction = Correction(request_id, index, label, labels, text, text_pair)
+        return parsed(await self._send(Deadline(REQUEST_S), correction), Kept.parse)
+
     async def _limits_of(self, deadline: Deadline) -> Limits:
         """Asked once."""
         if self._limits is None:
             self._limits = parsed(await self._send(deadline), Limits.parse)
         return self._limits
 
-    async def _send(self, deadline: Deadline, batch: Batch | None = None) -> httpx.Response:
+    async def _send(self, deadline: Deadline, asked: Batch | Correction | None = None) -> httpx.Response:
         for attempt in itertools.count():
             with _answered(self._http.base_url):
-                response = await self._http.request(**request(batch, deadline))
+                response = await self._http.request(**request(asked, deadline))
             wait_s = retry_in(response, attempt, deadline)
             if wait_s is None:
                 break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
@@ -95,12 +95,29 @@ class Batch:
         return encoded(fields)
 
 
-def request(batch: Batch | None, deadline: Deadline) -> dict[str, Any]:
-    """What httpx is asked to send: a batch, or the question what is served."""
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A label for an answered text; fields that are None are not sent."""
+
+    request_id: str
+    index: int
+    label: str | None
+    labels: Sequence[str] | None
+    text: str | None
+    text_pair: str | None
+
+    def body(self, deadline: Deadline) -> bytes:
+        """JSON."""
+        return encoded({name: value for name, value in asdict(self).items() if value is not None})
+
+
+def request(asked: Batch | Correction | None, deadline: Deadline) -> dict[str, Any]:
+    """What httpx is asked to send: texts, a label, or the question what is served."""
     timeout = max(0.0, deadline.left_s) + GRACE_S
-    if batch is None:
+    if asked is None:
         return {"method": "GET", "url": "/v1/models", "timeout": timeout}
-    return {"method": "POST", "url": "/v1/classify", "content": batch.body(deadline), "timeout": timeout}
+    url = "/v1/classify" if isinstance(asked, Batch) else "/v1/feedback"
+    return {"method": "POST", "url": url, "content": asked.body(deadline), "timeout": timeout}
 
 
 def checked(texts: Sequence[Text]) -> Sequence[Text]:
@@ -151,8 +168,8 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def parsed(response: httpx.Response, parse: Callable[[dict[str, Any]], T]) -> T:
-    """The body of a 200 as `parse` makes it. Raises HeedError for another status, and another body."""
-    if response.status_code != 200:
+    """The body of a success as `parse` makes it. Raises HeedError for another status, and another body."""
+    if not response.is_success:
         raise refusal(response)
     try:
         return parse(response.json())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from heed.errors import HeedError
@@ -85,6 +85,22 @@ class Result:
         if self.error is not None:
             raise HeedError(self.error.code, None, self.error.message)
         return self.labels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A label that the service has kept, for an answer of this version."""
+
+    request_id: str
+    index: int
+    model: str
+    version: str
+    has_text: bool  # without, it cannot be trained on
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Kept:
+        """The body of a 202. Raises KeyError or TypeError where it is something else."""
+        return cls(**{field.name: answer[field.name] for field in fields(cls)})
 
 
 def parse_results(answer: dict[str, Any]) -> list[Result]:

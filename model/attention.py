@@ -238,6 +238,8 @@ class SelfAttention(nn.Module):
                 seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
                 y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
             parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
+        if beyond := len(q) - view.segments[-1].span.stop:
+            parts.append(q.new_zeros(beyond, self.heads * self.head_width))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _positions(self, relative: Relative | None) -> tuple[Tensor | None, Tensor | None]:

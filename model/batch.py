@@ -5,7 +5,8 @@ encoder see all tokens at once; they differ in what attention sees:
 
   packed   short rows share blocks of one width, a longer row has one of its own; attention is one rectangle
            for the blocks of a width, and a token sees its own row (inference on a CPU: few calls, few tokens
-           of padding, and widths that its kernels like)
+           of padding, and widths that its kernels like); behind the blocks padding that nobody sees makes T
+           one of few numbers
   varlen   rows one after another, attention by a kernel that takes their borders: no padding and no mask
            (inference on CUDA in half precision)
   padded   a block for each row, as wide as the longest (training, and whatever on CUDA has no varlen kernel)
@@ -32,9 +33,9 @@ Layout = Literal["packed", "varlen", "padded"]
 HALF = (torch.bfloat16, torch.float16)
 MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples of 8
 
-# Attention on a CPU takes half the time where the width is a multiple of 16; and oneDNN makes a kernel for each
-# number of tokens and keeps a thousand, so real traffic must not ask for many more.
-MULTIPLE = 16
+MULTIPLE = 16  # attention on a CPU takes half the time where the width is a multiple of it
+# oneDNN makes a kernel for each number of tokens that a layer sees, in milliseconds, and keeps it, in half a megabyte.
+TOKEN_STEP, TOKEN_STEPS = 8, 8  # so there are multiples of 8, and above 64 eight numbers to a doubling
 SHARED_WIDTHS = (32, 48, 64, 96, 128)  # of blocks that rows share; what is longer has its own
 WIDTH_COST = 700  # tokens of width that double what a token costs: attention grows with the width
 
@@ -178,7 +179,7 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, tuple[Seg
         full = all(sum(lengths[i] for i in block.rows) == width for block in of_width)
         segments.append(Segment(start, len(of_width), width, shared, full))
         start = segments[-1].span.stop
-    return starts, tuple(segments), start
+    return starts, tuple(segments), round_tokens(start) if layout == "packed" else start
 
 
 def plan_blocks(lengths: Sequence[int]) -> list[Block]:
@@ -191,9 +192,15 @@ def plan_blocks(lengths: Sequence[int]) -> list[Block]:
     return min((_blocks_of(width, lengths, longest_first) for width in widths), key=_cost)
 
 
-def round_up(tokens: int) -> int:
-    """The next multiple of MULTIPLE."""
-    return -(-tokens // MULTIPLE) * MULTIPLE
+def round_up(tokens: int, multiple: int = MULTIPLE) -> int:
+    """The next multiple."""
+    return -(-tokens // multiple) * multiple
+
+
+def round_tokens(tokens: int) -> int:
+    """The next of the few numbers of tokens that a pass may have."""
+    power_of_two = 1 << (tokens.bit_length() - 1)  # the one below
+    return round_up(tokens, max(TOKEN_STEP, power_of_two // TOKEN_STEPS))
 
 
 def _blocks_of(width: int, lengths: Sequence[int], longest_first: Sequence[int]) -> list[Block]:
@@ -214,7 +221,8 @@ def _blocks_of(width: int, lengths: Sequence[int], longest_first: Sequence[int])
 
 
 def _cost(blocks: Sequence[Block]) -> float:
-    return sum(block.width * (1 + block.width / WIDTH_COST) for block in blocks)
+    tokens = round_tokens(sum(block.width for block in blocks))
+    return tokens + sum(block.width**2 for block in blocks) / WIDTH_COST
 
 
 def plan_passes(lengths: Sequence[int], budget: int, max_rows: int | None = None) -> list[list[int]]:

@@ -160,6 +160,7 @@ def _with_linears(classifier: Classifier, linear: Callable[..., nn.Module]) -> C
         block.feed_forward.up, block.feed_forward.down = linear(up, **fused), linear(down)
         if fuses:
             block.feed_forward.activation = ACTIVATIONS["identity"]
+    fast.head = copy.deepcopy(classifier.head).float()  # costs nothing, and oneDNN would make a kernel for each B
     fast.eval()
     return cast("Classifier", fast)
 

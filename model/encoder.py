@@ -292,7 +292,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """(T, D) -> fp32 logits (B, C), in the caller's order."""
-        pooled = self.norm(self.activation(self.dense(self._pool(x, batch))))
+        pooled = self.norm(self.activation(self.dense(self._pool(x, batch).to(self.dense.weight.dtype))))
         out: Tensor = self.out(self.dropout(pooled))
         return out.float()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from service.autoscaling import MEAN_OVER_S, SAMPLES_EVERY_S, UP_AFTER_S, Policy
 from service.connection import Connection
 from service.grpc_ingress import start_grpc_server
-from service.settings import Settings, parse_specs
+from service.settings import Settings, load_settings, parse_specs, wants_spans
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from service.routes import Service
+    from service.tracing import Tracing
 
 log = logging.getLogger("heed")
 
@@ -100,9 +102,9 @@ class Replica:
         from service.models import Models
         from service.routes import Service
 
-        logging.getLogger("heed").setLevel(logging.INFO)
+        write_log()
         parsed = Settings(**settings)
-        self._service = Service(Models(parse_specs(parsed.models), parsed), parsed)
+        self._service = Service(Models(parse_specs(parsed.models), parsed), parsed, spans())
 
         if parsed.metrics_port:
             Exporter(parsed.metrics_host, parsed.metrics_port)
@@ -118,9 +120,27 @@ class Replica:
         return asdict(self._service.load())
 
 
+def write_log() -> None:
+    """Lines of the log go to this process's own stderr, which Ray keeps; those that Serve keeps wait for a thousand."""
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(logging.Formatter("%(asctime)s heed %(levelname)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def spans() -> Tracing | None:
+    """What makes spans, where OTEL_* ask for them: else OpenTelemetry is not even imported."""
+    if not wants_spans(os.environ):
+        return None
+    from service.tracing import Tracing
+
+    return Tracing.from_environment()
+
+
 def build(args: dict[str, Any]) -> Application:
     """The Serve application for settings given by name; unset ones come from HEED_* and the defaults."""
-    return application(Settings(**args))
+    return application(load_settings(args))
 
 
 def application(settings: Settings, attempts: int = 20) -> Application:

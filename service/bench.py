@@ -11,6 +11,7 @@ import http.client
 import itertools
 import json
 import math
+import os
 import random
 import sys
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from urllib.parse import urlsplit
 
 from model.records import read_texts
 from service.figures import HEADROOM, figures, knee, recommend, together
-from service.load import closed_loop, open_loop, run, target
+from service.load import JSON, closed_loop, open_loop, run, target
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from model.tokens import Text
     from service.figures import Figures, Setting
@@ -52,7 +53,9 @@ class CannotBench(ValueError):
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed bench`."""
-    parser.add_argument("url", metavar="URL", help=f"of a running server; without a path: {DEFAULT_PATH}")
+    parser.add_argument(
+        "url", metavar="URL", help=f"of a running server; without a path: {DEFAULT_PATH}. A key: HEED_API_KEY"
+    )
     parser.add_argument("--data", metavar="FILE", help="texts to send, in a data file; default: made-up sentences")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
     parser.add_argument(
@@ -100,9 +103,10 @@ def bench_command(args: argparse.Namespace) -> int:
     """Measure the server and print what it can do."""
     texts = list(itertools.islice(read_texts(args.data, args.text_column), MAX_TEXTS)) if args.data else sentences()
     url = with_path(args.url)
-    to = target(url, bodies(texts, args.texts_per_request))
+    headers = with_key(os.environ)
+    to = target(url, bodies(texts, args.texts_per_request), headers)
     plan = Plan(args.connections, args.seconds, args.p99_ms, args.rate, poisson=args.poisson)
-    report = bench(to, plan, probe(to, url))
+    report = bench(to, plan, probe(to, url, headers))
     print(json.dumps(as_json(report)) if args.json else tables(report, args.texts_per_request))
     return 0
 
@@ -128,7 +132,13 @@ def bodies(texts: Sequence[Text], per_request: int) -> list[bytes]:
     return [json.dumps({field: [*itertools.islice(some, per_request)]}).encode() for _ in range(count)]
 
 
-def probe(to: Target, url: str) -> float:
+def with_key(environment: Mapping[str, str]) -> dict[str, str]:
+    """Headers of a request. The key is no flag: others could read it in the list of processes."""
+    key = environment.get("HEED_API_KEY")
+    return JSON | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def probe(to: Target, url: str, headers: dict[str, str]) -> float:
     """Ask once before the load: tokens of a request, nan where the answers do not tell.
 
     Raises CannotBench where nothing listens, or where the answer is an error.
@@ -139,7 +149,7 @@ def probe(to: Target, url: str) -> float:
     try:
         for request in to.requests[:: max(1, len(to.requests) // 50)]:
             body = request.partition(b"\r\n\r\n")[2]
-            connection.request("POST", urlsplit(url).path, body, {"Content-Type": "application/json"})
+            connection.request("POST", urlsplit(url).path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
             if answer.status != 200:

@@ -48,10 +48,20 @@ COMMANDS = {
         "versions of models, and which is in production",
         "heed registry add models mood bundles/mood --promote",
     ),
+    "key": Command(
+        "service.key_commands",
+        "make an API key",
+        "heed key mobile-app >> keys  (and then: heed serve --api-keys-file keys)",
+    ),
     "serve": Command(
         "service.commands",
         "answer HTTP requests",
         "heed serve reviews=bundles/reviews --port 8000",
+    ),
+    "feedback": Command(
+        "service.feedback_commands",
+        "labels that users gave to answered texts",
+        "heed feedback export labels.db --out labelled.jsonl",
     ),
     "bench": Command(
         "service.bench",

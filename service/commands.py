@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from model.location import RegistryEntry, local_folder, parse_location
 from model.records import read_texts
-from service.settings import Settings, load_settings, parse_specs
+from service.settings import Settings, load_settings, parse_specs, wants_spans
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings by name")
     for name, field in Settings.model_fields.items():
         if name != "models":
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default in (None, []) else f" (default: {field.default})"
             flag = f"--{name.replace('_', '-')}"
             parser.add_argument(flag, metavar=_metavar(field), help=f"{field.description}{default}")
 
@@ -44,6 +44,8 @@ def serve_command(args: argparse.Namespace) -> int:
     """Serve until it is stopped."""
     flags = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) not in (None, [])}
     settings = load_settings(flags, args.config)
+    os.environ.pop("HEED_API_KEYS", None)  # hashed by now, and no process that is started here needs it
+    check_access(settings)
     specs = parse_specs(settings.models)
     for spec in specs:
         print(f"heed serve: {spec.name} from {spec.location}", file=sys.stderr)
@@ -52,6 +54,19 @@ def serve_command(args: argparse.Namespace) -> int:
 
     serve_forever(settings.model_copy(update={"models": found}))
     return 0
+
+
+def check_access(settings: Settings) -> None:
+    """Say who may ask. Raises ValueError where a replica would: a file without keys, spans that cannot be sent."""
+    from service.access import Access
+
+    if wants_spans(os.environ):
+        from service.tracing import Tracing
+
+        Tracing.from_environment().close()
+    access = Access(settings)
+    if not access.is_open:
+        print(f"heed serve: for callers with a key: {', '.join(access.names)}", file=sys.stderr)
 
 
 def found_once(location: Location) -> Location:

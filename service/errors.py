@@ -38,6 +38,18 @@ class NotJSON(ServiceError):
     template = "the body is not JSON ({}): send a JSON object, encoded as UTF-8"
 
 
+class Unauthorized(ServiceError):
+    """Arguments: what is wrong with the key, which is never told."""
+
+    status, code = 401, "unauthorized"
+    template = "{}: send the header Authorization: Bearer KEY"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to say who one is (RFC 6750, section 3)."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
 class NoSuchRoute(ServiceError):
     status, code = 404, "no_such_route"
     template = "no such route: GET /docs lists them"
@@ -48,6 +60,16 @@ class NoSuchModel(ServiceError):
 
     status, code = 404, "no_such_model"
     template = "no such model or version is served, there are: {}"
+
+
+class NoSuchAnswer(ServiceError):
+    """Arguments: days and requests that are remembered."""
+
+    status, code = 404, "no_such_answer"
+    template = (
+        "no answer is remembered of this request_id and index: check them; "
+        "answers are remembered for {:g} days, of the last {} requests"
+    )
 
 
 class MethodNotAllowed(ServiceError):
@@ -115,6 +137,13 @@ class Overloaded(ServiceError):
         return {"Retry-After": str(self.args[0])}
 
 
+class RateLimited(Overloaded):
+    """Arguments: whole seconds after which the key may send as many texts."""
+
+    code = "rate_limited"
+    template = "the API key has sent as many texts as it may: send this again in {} s"
+
+
 class Failed(ServiceError):
     """The forward pass of this text failed; answers one text in its place."""
 
@@ -125,6 +154,18 @@ class Failed(ServiceError):
 class NotReady(ServiceError):
     status, code = 503, "not_ready"
     template = "not ready: {}"
+
+
+class StoreUnavailable(ServiceError):
+    """Answers a label that was not kept. The log says why."""
+
+    status, code = 503, "store_unavailable"
+    template = "the store of labels does not answer, nothing was kept: send it again"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, in whole seconds."""
+        return {"Retry-After": "1"}
 
 
 class DeadlineExceeded(ServiceError):

@@ -60,13 +60,16 @@ class Job:
 
 def asked_label(asked: bool | str, labels: Sequence[str]) -> int | None:
     """Id of the label asked for, None for whichever wins. Raises InvalidRequest, without the caller's text."""
-    if isinstance(asked, bool):
-        return None
-    if asked not in labels:
+    return None if isinstance(asked, bool) else label_id("explain", asked, labels)
+
+
+def label_id(field: str, label: str, labels: Sequence[str]) -> int:
+    """Id of a label that a field names. Raises InvalidRequest, without the caller's text."""
+    if label not in labels:
         more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
         known = ", ".join(labels[:SHOWN_LABELS]) + more
-        raise InvalidRequest([{"field": "explain", "message": f"the model has no such label, it has: {known}"}])
-    return labels.index(asked)
+        raise InvalidRequest([{"field": field, "message": f"the model has no such label, it has: {known}"}])
+    return labels.index(label)
 
 
 class Explainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from operator import attrgetter
@@ -17,10 +18,13 @@ from service import metrics
 from service.errors import BodyTooLarge, DeadlineExceeded, MethodNotAllowed, NoSuchRoute, ServiceError, where
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pydantic import BaseModel
+    from starlette.datastructures import State
     from starlette.exceptions import HTTPException
+
+    from service.routes import Service
 
     Handler = Callable[[Request], Awaitable[Response]]
     ErrorBody = Callable[[ServiceError], Any]
@@ -33,31 +37,49 @@ NATIVE_STATUS: ErrorStatus = attrgetter("status")
 MAX_REQUEST_ID = 128
 WATCHED_AFTER_S = 0.25  # a caller that leaves earlier may be computed for nothing: a watcher costs more than most texts
 MAX_DIGITS = 18  # of a Content-Length
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 def counted(
+    service: Service,
     route: str,
     handler: Handler,
     body_of: ErrorBody = ServiceError.body,
     status_of: ErrorStatus = NATIVE_STATUS,
+    *,
+    is_open: bool = False,
 ) -> Handler:
-    """The handler, with its errors as answers, as its dialect has them, and its outcome in the metrics."""
+    """The handler, for callers with a key, with its errors as its dialect has them, and its outcome in the metrics.
+
+    is_open is for health and what else holds nothing of anybody: it wants no key, and makes no span.
+    """
+    wants_key = not (is_open or service.access.is_open)
+    tracing = None if is_open else service.tracing
     seconds = metrics.REQUEST_SECONDS.labels(route)
     counts: dict[int, Any] = {}  # of each status: found once
 
     async def answer(http: Request) -> Response:
         started = time.perf_counter()
-        http.state.request_id = request_id(http)
+        state = http.state
+        state.request_id, state.key, state.span = request_id(http), None, None
+        if tracing is not None:
+            said = {"http.request.method": http.method, "http.route": route, "heed.request_id": state.request_id}
+            state.span = tracing.begin(f"{http.method} {route}", http.headers, said)
+        failure: ServiceError | None = None
         try:
+            if wants_key:
+                state.key = service.access.caller(http.headers.get("authorization", ""))
             response = await handler(http)
         except ServiceError as error:
-            response = refusal(error, body_of, status_of)
+            failure = error
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it
         except Exception as error:  # the one place that keeps a bug from leaking text: only its type is told
-            log.error("%s failed: %s", route, where(error))
-            response = refusal(ServiceError(), body_of, status_of)
-        response.headers["x-request-id"] = http.state.request_id
+            log.error("%s: %s failed: %s", named(state.request_id, http.headers), route, where(error))
+            failure = ServiceError()
+        if failure is not None:
+            response = refusal(failure, body_of, status_of)
+        response.headers["x-request-id"] = state.request_id
         seconds_taken = time.perf_counter() - started
         response.headers.setdefault("server-timing", f"total;dur={seconds_taken * 1000:.3f}")
         status = response.status_code
@@ -65,6 +87,8 @@ def counted(
             counts[status] = metrics.REQUESTS.labels(route, str(status))
         counts[status].inc()
         seconds.observe(seconds_taken)
+        if tracing is not None:
+            tracing.end(state.span, {"http.response.status_code": status}, failure)
         return response
 
     return answer
@@ -89,7 +113,15 @@ async def read_body(http: Request, limit: int, timeout_ms: int) -> bytes:
 
 
 class Caller(Protocol):
-    """Whom a request is answered for. A Request is one."""
+    """Whom a request is answered for. A Request is one.
+
+    Its state has request_id, key, which is the name of the caller's key or None, and span, which is None without spans.
+    """
+
+    @property
+    def state(self) -> State:
+        """What is known of the request before it is read."""
+        ...
 
     def receive(self) -> Awaitable[Any]:
         """Returns when the caller has left; the body has been read."""
@@ -149,9 +181,18 @@ def request_id(http: Request) -> str:
 
 def given_request_id(given: str) -> str:
     """It, where it is short and printable; else a new one."""
-    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+    return given if is_request_id(given) else uuid.uuid4().hex
+
+
+def is_request_id(given: str) -> bool:
+    """Whether an answer may have it."""
+    return 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
+
+
+def named(request_id: str, headers: Mapping[str, str]) -> str:
+    """A request in a line of the log: by its id, and by its trace where the caller has one (W3C Trace Context)."""
+    trace = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return f"request {request_id} of trace {trace[1]}" if trace else f"request {request_id}"
 
 
 def refusal(

@@ -31,11 +31,12 @@ import uvloop
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
 Result = TypeVar("Result")
 Floats = NDArray[np.float64]
 
+JSON = {"Content-Type": "application/json"}
 LOST, UNANSWERED = 0, -1  # in place of a status: the connection broke; no answer within PATIENCE_S of the end
 FIELDS = 5  # of a request's row: intended start, sent, answered, status, the server's own ms (nan: not told)
 SLACK_S = 0.0005  # sent so much early rather than late: the event loop's timers count in ms
@@ -66,20 +67,22 @@ class Samples:
     busy: float  # share of the round that this process spent on its core
 
 
-def render(url: str, body: bytes, content_type: str = "application/json") -> bytes:
+def render(url: str, body: bytes, headers: Mapping[str, str] = JSON) -> bytes:
     """A POST as it goes over the wire."""
     parts = urlsplit(url)
     head = f"POST {parts.path or '/'}{'?' if parts.query else ''}{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-    return f"{head}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{head}{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def target(url: str, bodies: Sequence[bytes]) -> Target:
+def target(url: str, bodies: Sequence[bytes], headers: Mapping[str, str] = JSON) -> Target:
     """A target of these bodies. Raises ValueError where the URL is none."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"not a URL such as http://127.0.0.1:8000: {url}")
     is_tls = parts.scheme == "https"
-    return Target(parts.hostname, parts.port or (443 if is_tls else 80), [render(url, body) for body in bodies], is_tls)
+    requests = [render(url, body, headers) for body in bodies]
+    return Target(parts.hostname, parts.port or (443 if is_tls else 80), requests, is_tls)
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service.errors import ServiceError, where
+from service.errors import Failed, ServiceError, where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,10 @@ MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome: load
 REGISTRY_POLLS = Counter(
     "heed_registry_polls_total", "Looks at the registry of a followed model: read, failed.", ["model", "outcome"]
 )
+FEEDBACK = Counter("heed_feedback_total", "Labels taken for answered texts.", ["model"])
+UNREMEMBERED = Counter(
+    "heed_unremembered_requests_total", "Requests whose answers could not be stored for feedback to come."
+)
 
 
 class ModelMetrics:
@@ -74,8 +78,9 @@ class ModelMetrics:
         self._confidence = CONFIDENCE.labels(name)
         self._predictions = [PREDICTIONS.labels(name, label) for label in labels]
 
-    def observe(self, answers: Sequence[TextAnswer], tokenize_s: float) -> None:
-        """Hear of an answered request."""
+    def observe(self, answers: Sequence[TextAnswer], tokenize_s: float) -> int:
+        """Hear of an answered request; on how many of its texts the model failed."""
+        failed = 0
         TOKENIZE_SECONDS.observe(tokenize_s)
         self._texts.inc(len(answers))
         rows = [row for answer in answers for row in answer.rows]
@@ -85,10 +90,12 @@ class ModelMetrics:
         for answer in answers:
             if isinstance(answer.result, ServiceError):
                 REFUSED.labels(answer.result.code).inc()
+                failed += isinstance(answer.result, Failed)
                 continue
             confidence = max(answer.result.scores)
             self._predictions[answer.result.scores.index(confidence)].inc()
             self._confidence.observe(confidence)
+        return failed
 
 
 STARTED.set_to_current_time()

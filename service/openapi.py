@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 REF = "#/components/schemas/{model}"
 ERRORS = {
     400: "not JSON",
-    404: "no such model or version",
+    401: "the API key is missing or wrong",
+    404: "no such model, version or answer",
     413: "body over the limit",
     422: "fields or lengths",
     424: "the model failed on a text",
-    429: "overloaded; Retry-After says when to send again",
+    429: "overloaded, or the key has sent as many texts as it may; Retry-After says when to send again",
     500: "the server failed",
     503: "not ready, or stopping",
     504: "past the deadline",
 }
+BEARER = {"key": {"type": "http", "scheme": "bearer"}}
 # The files of Swagger UI; found without importing the package, which would load FastAPI.
 _spec = importlib.util.find_spec("fastapi_offline")
 assert _spec is not None
@@ -47,10 +49,15 @@ DOCS_PAGE = """<!doctype html>
 """
 
 
-def openapi(request: type[ClassifyRequest], dialects: dict[str, Any]) -> dict[str, Any]:
+def openapi(request: type[ClassifyRequest], dialects: dict[str, Any], *, wants_keys: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document: the native API, with this service's limits in `request`, and the dialects' paths."""
     found: set[Documented] = set()
-    paths = _resolved(_native(request) | dialects, "serialization", found)
+    keyed = _with_keys if wants_keys else _without_keys
+    paths = {
+        path: {method: keyed(one) for method, one in methods.items()}
+        for path, methods in (_native(request) | dialects).items()
+    }
+    paths = _resolved(paths, "serialization", found)
     classes = {model for model, _ in found}
     assert len({model.__name__ for model in classes}) == len(classes), "two schemas of one name"
     _, schemas = models_json_schema(sorted(found, key=lambda pair: pair[0].__name__), ref_template=REF)
@@ -62,8 +69,17 @@ def openapi(request: type[ClassifyRequest], dialects: dict[str, Any]) -> dict[st
             "description": "Text classification; a forward pass is whatever waits when the device becomes free.",
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"], **({"securitySchemes": BEARER} if wants_keys else {})},
     }
+
+
+def _with_keys(one: dict[str, Any]) -> dict[str, Any]:
+    """An operation that says how it is asked with a key, where it knows a 401."""
+    return one | {"security": [{name: []} for name in BEARER]} if "401" in one["responses"] else one
+
+
+def _without_keys(one: dict[str, Any]) -> dict[str, Any]:
+    return one | {"responses": {code: said for code, said in one["responses"].items() if code != "401"}}
 
 
 def operation(
@@ -71,10 +87,11 @@ def operation(
     answer: type[BaseModel],
     errors: Mapping[int, type[BaseModel]],
     request: type[BaseModel] | None = None,
+    status: int = 200,
     **more: Any,
 ) -> dict[str, Any]:
     """One method of a path. Schemas stay the classes that validate and answer: openapi() refers to them."""
-    responses = {"200": said("the answer", answer)}
+    responses = {str(status): said("the answer", answer)}
     responses |= {str(code): said(ERRORS[code], model) for code, model in errors.items()}
     if "429" in responses:
         responses["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
@@ -85,7 +102,7 @@ def operation(
 def _native(request: type[BaseModel]) -> dict[str, Any]:
     metrics = {"200": {"description": "metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
     unwell = {503: Health}
-    errors = dict.fromkeys((400, 404, 413, 422, 429, 500, 503, 504), ErrorResponse)
+    errors = dict.fromkeys((400, 401, 404, 413, 422, 429, 500, 503, 504), ErrorResponse)
     return {
         "/v1/classify": {"post": operation("label texts", ClassifyResponse, errors, request)},
         "/health/live": {"get": operation("whether the compute loop turns", Health, unwell)},

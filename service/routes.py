@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service import dialects, metrics, page
+from service import dialects, feedback_route, metrics, page
+from service.access import Access
 from service.answering import answer
 from service.autoscaling import Load
 from service.errors import NotReady
@@ -47,19 +50,26 @@ from service.schemas import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from service.answering import Answered
     from service.answers import TextAnswer
     from service.errors import ServiceError
     from service.explaining import Explained
+    from service.feedback import Feedback
     from service.http import Caller, Handler
     from service.models import Models, ServedModel
     from service.settings import Settings
+    from service.tracing import Tracing
+
+log = logging.getLogger("heed")
 
 STUCK_S = 60.0  # a pass that runs longer means that the device hangs
 GAUGES_EVERY_S = 0.5
 CLASSIFY = "/v1/classify"
+# Headers that pages of other origins may send and read.
+ASKED = ("Authorization", "Content-Type", "X-Request-Id", "traceparent", "tracestate")
+ANSWERED = ("X-Request-Id", "Retry-After", "Server-Timing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +95,14 @@ class Reply:
 class Service:
     """What the routes of one replica share."""
 
-    def __init__(self, models: Models, settings: Settings) -> None:
-        self.models, self.settings = models, settings
+    def __init__(self, models: Models, settings: Settings, tracing: Tracing | None = None) -> None:
+        self.models, self.settings, self.tracing = models, settings, tracing
+        self.access = Access(settings)
         self.following = Following(models, settings.registry_poll_s)
+        self.feedback = open_feedback(settings)
         self._request_model = request_model(settings)
-        self._openapi = openapi(self._request_model, dialects.paths(self))
+        paths = feedback_route.paths(self) | dialects.paths(self)
+        self._openapi = openapi(self._request_model, paths, wants_keys=not self.access.is_open)
         self._is_draining = False
         self._busy = 0.0  # share of the last GAUGES_EVERY_S that the device computed
 
@@ -146,11 +159,13 @@ class Service:
 
         started is a time of time.perf_counter(). Raises ServiceError.
         """
+        self.access.charge(caller.state.key, len(request.inputs))
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         deadline = started + timeout_ms / 1000
         with self.models.find(request.model) as model:
             label = asked_label(request.explain, model.bundle.labels)
-            with Patience(caller, timeout_ms, time.perf_counter() - started):
+            began = time.perf_counter()
+            with Patience(caller, timeout_ms, began - started):
                 answered = await answer(
                     model,
                     self.models.tokenizing,
@@ -159,9 +174,16 @@ class Service:
                     deadline=deadline,
                     priority=request.priority,
                 )
+                ended = time.perf_counter()
                 explained = await self._explain(model, request, answered.answers, label, deadline)
-            model.metrics.observe(answered.answers, answered.tokenize_s)
-        return Reply(model, answered, explained)
+            if failed := model.metrics.observe(answered.answers, answered.tokenize_s):
+                log.error("request %s: the model failed on %d of its texts", caller.state.request_id, failed)
+            if self.feedback is not None:
+                self.feedback.remember(caller.state.request_id, model, request.inputs, answered.answers)
+        reply = Reply(model, answered, explained)
+        if self.tracing is not None:
+            self.tracing.stages(caller.state.span, reply, began, ended, time.perf_counter())
+        return reply
 
     async def _explain(
         self,
@@ -253,21 +275,29 @@ class Service:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Follow the registry; on the way out, answer what was accepted."""
         await self.models.connect()
+        if self.feedback is not None:
+            self.feedback.start()
         gc.freeze()  # what is loaded stays: the collector need not look at it again and again
-        gauges, following = (asyncio.create_task(loop()) for loop in (self.keep_gauges, self.following.main_loop))
+        loops = (self.keep_gauges, self.following.main_loop, self.access.main_loop)
+        gauges, following, keys = (asyncio.create_task(loop()) for loop in loops)
         try:
             yield
         finally:
             self._is_draining = True
             following.cancel()
             await self.models.drain()
+            if self.feedback is not None:
+                await self.feedback.close()
             gauges.cancel()
+            keys.cancel()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     def asgi(self) -> Starlette:
         """The application."""
 
-        def route(path: str, handler: Handler, method: str = "GET") -> Route:
-            return Route(path, counted(path, handler), methods=[method])
+        def route(path: str, handler: Handler, *, is_open: bool = False) -> Route:
+            return Route(path, counted(self, path, handler, is_open=is_open), methods=["GET"])
 
         async def document(http: Request) -> Response:
             return JSONResponse(self._openapi)
@@ -275,19 +305,21 @@ class Service:
         async def docs(http: Request) -> Response:
             return HTMLResponse(DOCS_PAGE)
 
-        classify = counted(CLASSIFY, self.classify)
+        classify = counted(self, CLASSIFY, self.classify)
         app = Application(
             classify,
+            self.settings.cors_origins,
             routes=[
                 Route(CLASSIFY, classify, methods=["POST"]),
-                route("/health/live", self.live),
-                route("/health/ready", self.ready),
-                route("/health", self.health),
-                route("/metrics", self.metrics),
+                route("/health/live", self.live, is_open=True),
+                route("/health/ready", self.ready, is_open=True),
+                route("/health", self.health, is_open=True),
+                route("/metrics", self.metrics, is_open=True),
                 route("/openapi.json", document),
                 route("/docs", docs),
                 Mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS)),
-                *page.routes(otherwise=dialects.kserve_v1.alive(self)),
+                *feedback_route.routes(self),
+                *page.routes(self, otherwise=dialects.kserve_v1.alive(self)),
                 *dialects.routes(self),
             ],
             exception_handlers={HTTPException: no_route(dialects.error_body)},
@@ -298,19 +330,38 @@ class Service:
 
 
 class Application(Starlette):
-    """Starlette, with the one busy route found first: its middlewares and router cost half as much as that route."""
+    """Starlette, with the one busy route found first: its middlewares and router cost half as much as that route.
 
-    def __init__(self, classify: Handler, **options: Any) -> None:
+    Pages of other origins are answered before any of it: the question whether they may ask has no key.
+    """
+
+    def __init__(self, classify: Handler, cors_origins: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
         self._classify = classify
+        self._entry: ASGIApp = self._route
+        if cors_origins:
+            self._entry = CORSMiddleware(self._route, cors_origins, ("GET", "POST"), ASKED, expose_headers=ANSWERED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        await self._entry(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == CLASSIFY and scope["method"] == "POST":
             response = await self._classify(Request(scope, receive))
             await response(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def open_feedback(settings: Settings) -> Feedback | None:
+    """Where labels go, None where none are taken. Raises StoreError."""
+    if settings.feedback_store is None:
+        return None
+    from service.feedback import STORE_WAIT_S, Feedback  # with SQLAlchemy, which takes a third of a second
+    from service.feedback_store import Store
+
+    return Feedback(Store(settings.feedback_store, STORE_WAIT_S), settings)
 
 
 def server_timing(timing: Timing) -> str:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 from hub import Hub
+from postgres import PASSWORD, Postgres
 from replica import Replica
 from samples import TINY, rows
 from server import Server
@@ -149,6 +150,14 @@ def serve() -> Iterator[Serve]:
     """A function that starts `heed serve`, which ends with the test."""
     with contextlib.ExitStack() as running:
         yield lambda *arguments, **options: running.enter_context(Server(*arguments, **options))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL, and its password where its clients look for one."""
+    with Postgres() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", PASSWORD)
+        yield running
 
 
 @pytest.fixture

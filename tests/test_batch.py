@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import Block, Layout, make_batch, plan_blocks, plan_passes
+from model.batch import Block, Layout, make_batch, plan_blocks, plan_passes, round_tokens
 from model.tokens import Row
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -32,7 +32,8 @@ def test_a_batch_holds_each_row_in_one_piece(n: list[int], layout: Layout) -> No
         assert batch.positions[at].tolist() == list(range(n[i]))
         assert batch.rows[at].tolist() == [i] * n[i]
     assert int((batch.rows < len(rows)).sum()) == sum(n) == int((batch.ids != 9999).sum())
-    assert sum(s.rows * s.length for s in batch.segments) in (0, batch.tokens.shape[1])
+    if layout == "padded":
+        assert sum(s.rows * s.length for s in batch.segments) == batch.tokens.shape[1]
 
 
 @given(lengths)
@@ -40,6 +41,18 @@ def test_no_row_lies_in_two_blocks_and_no_block_is_wider_than_it_says(n: list[in
     blocks = plan_blocks(n)
     assert sorted(i for block in blocks for i in block.rows) == list(range(len(n)))
     assert all(sum(n[i] for i in block.rows) <= block.width for block in blocks)
+
+
+@given(lengths)
+def test_behind_the_blocks_there_is_only_padding(n: list[int]) -> None:
+    batch = make_batch([Row([1] * length) for length in n], "packed", pad_id=0)
+    assert not batch.ids[batch.segments[-1].span.stop :].any()
+    assert (batch.rows[batch.segments[-1].span.stop :] == len(n)).all()
+
+
+def test_passes_have_few_numbers_of_tokens_for_each_is_a_kernel_in_memory() -> None:
+    assert len({round_tokens(tokens) for tokens in range(1, 2049)}) == 48
+    assert all(tokens <= round_tokens(tokens) <= tokens + max(7, tokens // 8) for tokens in range(1, 10_000))
 
 
 def test_short_rows_leave_little_room_in_their_blocks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from samples import FILLER
 
 import heed
 from heed.requests import Deadline, Limits, batches, retry_in
+from service.feedback_store import Store
 from service.launch import free_port
 
 if TYPE_CHECKING:
@@ -25,9 +27,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def url(bundle_folder: Path) -> Iterator[str]:
-    models = {"mood": bundle_folder, "other": bundle_folder}
-    with served(models, max_texts_per_request=3, max_body_bytes=20_000) as url:
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("client") / "labels.db")
+
+
+@pytest.fixture(scope="module")
+def url(bundle_folder: Path, tags_folder: Path, store: str) -> Iterator[str]:
+    models = {"mood": bundle_folder, "other": bundle_folder, "tags": tags_folder}
+    with served(models, max_texts_per_request=3, max_body_bytes=20_000, feedback_store=store) as url:
         yield url
 
 
@@ -80,6 +87,31 @@ def test_a_text_that_fails_alone_has_its_error_in_its_place(client: heed.Client)
     assert long.error is not None
     with pytest.raises(heed.HeedError, match="too_many_tokens"):
         assert long.label
+
+
+def test_a_label_is_given_by_request_id_and_index(client: heed.Client, url: str, store: str, bundle: Bundle) -> None:
+    texts = [f"a lovely {word}" for word in FILLER]
+    result = client.classify(texts)[4]
+    kept = client.feedback(result.request_id, result.index, label="negative", text=texts[4])
+    assert kept == heed.Kept(result.request_id, 1, "mood", bundle.version, has_text=True)
+
+    async def give() -> heed.Kept:
+        async with heed.AsyncClient(url) as client:
+            [tagged] = await client.classify([("a film", "was good")], model="tags")
+            return await client.feedback(tagged.request_id, 0, labels=[], text="a film", text_pair="was good")
+
+    tagged = asyncio.run(give())
+    with contextlib.closing(Store(store, wait_s=5)) as opened:
+        found = [(label.request_id, label.label, label.text) for label in opened.labels()]
+    assert found == [(kept.request_id, "negative", texts[4]), (tagged.request_id, [], ("a film", "was good"))]
+
+
+def test_a_label_that_is_refused_is_an_exception(client: heed.Client) -> None:
+    [result] = client.classify(["a lovely film"])
+    with pytest.raises(heed.HeedError, match=r"no such label, it has: negative, positive"):
+        client.feedback(result.request_id, result.index, label="joyful")
+    with pytest.raises(heed.HeedError, match="no_such_answer"):
+        client.feedback(result.request_id, 1, label="positive")
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,14 @@ MAY_IMPORT = {
         "yaml",
         "prometheus_client",
         "uvicorn",
+        "sqlalchemy",
         "starlette",
         "tqdm",
         "httptools",
         "uvloop",
         "grpc",
         "google",  # protobuf
+        "opentelemetry",
     },
 }
 RAY_FILES = {"service/app.py", "service/grpc_ingress.py", "service/launch.py", "service/ray_node.py"}

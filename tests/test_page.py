@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,14 @@ from playwright.sync_api import expect, sync_playwright
 from replica import served
 from samples import ROOT
 
+from service.feedback_store import Store
+from service.keys import new_key
 from service.settings import SENTIMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, Route
+    from playwright.sync_api import Browser, BrowserContext, Error, Page, Route
 
     Open = Callable[..., Page]
 
@@ -261,46 +265,69 @@ def test_a_service_that_has_gone_is_said(visit: Open) -> None:
     expect(page.locator("#error")).to_contain_text("does not answer. The page keeps asking.")
 
 
-def test_a_service_with_keys_asks_for_one(visit: Open) -> None:
-    def locked(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, body='{"error": {"code": "unauthorized", "message": "key", "details": []}}')
+def test_a_service_with_keys_asks_for_one_and_the_tab_keeps_it(visit: Open) -> None:
+    key, line = new_key("page")
+    with served({"sentiment": SENTIMENT}, api_keys=[str(line)]) as url:
+        page = visit(url)
+        expect(page.locator("#error")).to_have_text("The service wants an API key: type it here.")
+        assert Axe().run(page).violations_count == 0
+        page.fill("#key", "another")
+        page.press("#key", "Enter")
+        expect(page.locator("#error")).to_be_visible()
+        page.fill("#key", key)
+        page.press("#key", "Enter")
+        page.fill("#text", "a lovely film")
+        expect(page.locator("#best-label")).to_have_text("positive")
+        expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $HEED_API_KEY"')
+        page.reload()
+        page.fill("#text", "a lovely film")
+        expect(page.locator("#best-label")).to_have_text("positive")
+        assert page.url == f"{url}/"
+        assert key not in page.inner_text("body")
+        page.close()
+        elsewhere = visit(url)  # another tab is asked again
+        expect(elsewhere.locator("#error")).to_have_text("The service wants an API key: type it here.")
+        elsewhere.close()
 
-    page = visit("about:blank")
-    page.route("**/v1/*", locked)
-    page.goto(visit().url)
-    expect(page.locator("#error")).to_have_text("The service wants an API key: type it here.")
-    page.fill("#key", "sesame")
-    page.press("#key", "Enter")
+
+def test_a_label_is_corrected_where_the_service_keeps_corrections(
+    visit: Open, tags_folder: Path, tmp_path: Path
+) -> None:
+    page = visit()
     page.fill("#text", "a lovely film")
     expect(page.locator("#best-label")).to_have_text("positive")
-    expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $HEED_API_KEY"')
-
-
-def test_a_label_is_corrected_where_the_service_keeps_corrections(visit: Open, url: str) -> None:
-    sent: list[Request] = []
-
-    def keep(route: Route) -> None:
-        sent.append(route.request)
-        route.fulfill(status=202)
-
-    page = visit()
-    type_and_wait(page, "a lovely film")
     expect(page.locator("#correction")).to_be_hidden()
-    document = httpx.get(f"{url}/openapi.json").json()
-    document["paths"]["/v1/feedback"] = {}
-    page.route("**/openapi.json", lambda route: route.fulfill(json=document))
-    page.route("**/v1/feedback", keep)
-    page.reload()
-    page.fill("#text", "a lovely film!")
-    page.select_option("#right", "negative")
+    models = {"sentiment": SENTIMENT, "tags": tags_folder}
+    file = tmp_path / "labels.db"
+    with served(models, feedback_store=str(file)) as url:
+        page.goto(url)
+        type_and_wait(page, "a lovely film!")
+        expect(page.locator("#correction")).to_contain_text("Sends the text with this label; the service keeps both")
+        page.select_option("#right", "negative")
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative.")
+        page.screenshot(path=SCREENSHOTS / "corrected.png", full_page=True)
+        report = Axe().run(page)
+        assert report.violations_count == 0, report.generate_report()
+        page.select_option("#model", "tags")
+        expect(page.locator("#version")).to_contain_text("tags@")
+        page.select_option("#right", ["negative", "positive"])
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative, positive.")
+        with contextlib.closing(Store(str(file), wait_s=5)) as store:
+            kept = [(label.model, label.label, label.predicted, label.text) for label in store.labels()]
+            store.delete_before(time.time() + 1)
+        text = "a lovely film!"
+        assert kept == [
+            ("sentiment", "negative", "positive", text),
+            ("tags", ["negative", "positive"], ["positive"], text),
+        ]
+        page.click("#correction button")
+        expect(page.locator("#corrected")).to_contain_text(
+            "Not kept: the service does not remember this answer any more"
+        )
     page.click("#correction button")
-    expect(page.locator("#corrected")).to_have_text("Thank you: kept as negative.")
-    correction = json.loads(sent[0].post_data or "")
-    assert correction.pop("request_id")
-    assert correction == {"index": 0, "label": "negative", "text": "a lovely film!"}
+    expect(page.locator("#corrected")).to_have_text("Not kept: the service does not answer. Send it again.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.location import HubRepo
-from service.settings import Spec, load_settings, parse_specs
+from service.settings import Settings, Spec, load_settings, parse_specs
 
 
 def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,11 +32,51 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monke
         ({"precision": "int4"}, "precision: .*: int4"),
         ({"max_queue_tokens": 10, "max_batch_tokens": 20}, "max_queue_tokens .* max_batch_tokens=20: raise it from 10"),
         ({"device": "cpu", "precision": "fp16"}, "use --precision bf16 or fp32"),
+        ({"keep_text": "true"}, "keep_text keeps texts in feedback_store: set it too"),
+        ({"feedback_store": "mysql://h/d"}, "feedback_store is a file or postgresql://USER@HOST/DATABASE"),
+        ({"feedback_store": ":memory:"}, "feedback_store is kept in no file, name one"),
+        ({"feedback_store": "f.db", "feedback_days": 0}, "feedback_days: .*: 0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_change_that_mends_it(flags: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_settings(flags)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://heed:xyzzy@db/labels",
+        "postgresql://heed:xy/zzy@db/labels",
+        "postgres://db/labels?user=heed&password=xyzzy",
+        "mysql://heed:xyzzy@db/labels",
+    ],
+)
+def test_a_password_in_a_setting_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="feedback_store") as refused:
+        load_settings({"feedback_store": url})
+    assert "zzy" not in str(refused.value)
+    with pytest.raises(ValueError, match="feedback_store") as refused:
+        Settings(feedback_store=url, port=0)
+    assert "zzy" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "store"),
+    [
+        ("labels.db", "HERE/labels.db"),
+        ("/a/labels.db", "/a/labels.db"),
+        ("sqlite:///labels.db", "HERE/labels.db"),
+        ("sqlite:////a/labels.db", "/a/labels.db"),
+        ("postgresql://heed@db/labels", "postgresql+psycopg://heed@db/labels"),
+        ("postgres://db/labels?sslmode=require", "postgresql+psycopg://db/labels?sslmode=require"),
+    ],
+)
+def test_every_replica_finds_the_same_store(text: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEED_FEEDBACK_STORE", text)
+    found = load_settings({}).feedback_store
+    assert found == store.replace("HERE", str(Path.cwd()))
+    assert Settings(feedback_store=found).feedback_store == found
 
 
 def test_an_unknown_setting_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -56,13 +96,6 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path) -> None:
 def test_models_in_the_environment_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEED_MODELS", "a=x, b=y")
     assert load_settings({}).models == ["a=x", "b=y"]
-
-
-def test_keys_that_would_not_be_checked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEED_API_KEYS", "secret")
-    with pytest.raises(ValueError, match="keys are not checked yet") as refused:
-        load_settings({})
-    assert "secret" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

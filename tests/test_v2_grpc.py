@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import inspect
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 from service.dialects.v2_grpc import CODES, handlers, sooner
 from service.grpc_messages import METHODS, SERVICE, described, message
+from service.keys import new_key
 from service.launch import ray_environment
 from service.models import Models
 from service.routes import Service
@@ -37,7 +39,13 @@ REQUEST, TEXTS = message("ModelInferRequest"), ["a lovely film", "the dull town"
 def call(bundle_folder: Path) -> Iterator[Call]:
     """call(METHOD, message or bytes) answers with a message; what is refused raises grpc.RpcError."""
     settings = Settings(precision="fp32", max_texts_per_request=50)
-    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
+    with calling(Service(Models([Spec("mood", bundle_folder)], settings), settings)) as send:
+        yield send
+
+
+@contextlib.contextmanager
+def calling(service: Service) -> Iterator[Call]:
+    """A server of the service's methods, and what calls it."""
     with asyncio.Runner() as runner:
         lifespan = service.lifespan(service.asgi())
         runner.run(lifespan.__aenter__())
@@ -58,10 +66,12 @@ def call(bundle_folder: Path) -> Iterator[Call]:
 
             return message(f"{method}Response").FromString(runner.run(ask()))
 
-        yield send
-        runner.run(channel.close())
-        runner.run(server.stop(None))
-        runner.run(lifespan.__aexit__(None, None, None))
+        try:
+            yield send
+        finally:
+            runner.run(channel.close())
+            runner.run(server.stop(None))
+            runner.run(lifespan.__aexit__(None, None, None))
 
 
 def packed(*texts: bytes) -> bytes:
@@ -79,9 +89,9 @@ def raw(*raws: bytes, **tensor: Any) -> Any:
     return REQUEST(model_name="mood", inputs=inputs, raw_input_contents=raws)
 
 
-def refusal(call: Call, method: str, body: Any) -> grpc.aio.AioRpcError:
+def refusal(call: Call, method: str, body: Any, **options: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        call(method, body)
+        call(method, body, **options)
     return caught.value
 
 
@@ -149,6 +159,29 @@ def test_each_status_has_its_code(call: Call) -> None:
     late = refusal(call, "ModelInfer", infer(*["a film"] * 50, parameters={"timeout": {"int64_param": 1}}))
     assert late.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert {CODES[429], CODES[503]} == {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+
+
+def test_a_call_wants_a_key_but_for_the_servers_health_and_one_that_has_sent_its_texts_waits(
+    bundle_folder: Path,
+) -> None:
+    key, line = new_key("app")
+    metadata = (("authorization", f"Bearer {key}"),)
+    settings = Settings(precision="fp32", api_keys=[str(line)], texts_per_second_per_key=0.01, max_texts_per_request=2)
+    with calling(Service(Models([Spec("mood", bundle_folder)], settings), settings)) as keyed:
+        for method in METHODS:
+            body = message(f"{method}Request")(name="mood") if method.startswith("ModelReady") else b""
+            if method in ("ServerLive", "ServerReady"):
+                assert keyed(method, body)
+                continue
+            refused = refusal(keyed, method, body, metadata=(("authorization", f"Bearer {key}x"),))
+            assert refused.code() is refusal(keyed, method, body).code() is grpc.StatusCode.UNAUTHENTICATED
+            assert key not in str(refused)
+        assert len(keyed("ModelInfer", infer(*TEXTS), metadata=metadata).outputs) == 5
+        refused = refusal(keyed, "ModelInfer", infer("a film"), metadata=metadata)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailing = dict(refused.trailing_metadata())
+        assert 90 <= int(trailing["retry-after"]) <= 100
+        assert int(trailing["grpc-retry-pushback-ms"]) == 1000 * int(trailing["retry-after"])
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def routes(service: Service) -> list[Route]:
         request = parse_request(model, await service.body(http))
         return await answer(service, http, request, started, http.path_params["name"])
 
-    handler = counted("/models/{name}", post, tei.error_body, tei.error_status)
+    handler = counted(service, "/models/{name}", post, tei.error_body, tei.error_status)
     return [Route(MODELS, handler, methods=["POST"])]
 
 

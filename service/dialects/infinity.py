@@ -107,6 +107,12 @@ class InfinityValidationError(BaseModel):
     detail: list[InfinityInvalid]
 
 
+class InfinityUnauthorized(BaseModel):
+    """No key, or a wrong one."""
+
+    detail: Literal["Unauthorized"]
+
+
 class InfinityErrorBody(BaseModel):
     """What went wrong."""
 
@@ -146,17 +152,19 @@ def routes(service: Service) -> list[Route]:
         return as_json(InfinityHealth(unix=time.time()), (await service.health(http)).status_code)
 
     return [
-        Route(CLASSIFY, counted(CLASSIFY, classify, error_body, error_status), methods=["POST"]),
-        Route(MODELS, counted(MODELS, models, error_body, error_status)),
-        Route(HEALTH, counted(HEALTH, health, error_body, error_status)),
+        Route(CLASSIFY, counted(service, CLASSIFY, classify, error_body, error_status), methods=["POST"]),
+        Route(MODELS, counted(service, MODELS, models, error_body, error_status)),
+        Route(HEALTH, counted(service, HEALTH, health, error_body, error_status, is_open=True)),
     ]
 
 
 def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of them."""
     request = classify_request(service.settings)
-    errors = dict.fromkeys((404, 413, 429, 500, 503, 504), InfinityError) | {422: InfinityValidationError}
-    failed = {500: InfinityError}
+    unauthorized: dict[int, type[BaseModel]] = {401: InfinityUnauthorized}
+    errors = unauthorized | dict.fromkeys((404, 413, 429, 500, 503, 504), InfinityError)
+    errors |= {422: InfinityValidationError}
+    failed = unauthorized | {500: InfinityError}
     return {
         CLASSIFY: {"post": operation("infinity's classification", InfinityResponse, errors, request)},
         MODELS: {"get": operation("what is served, for infinity's clients", InfinityModels, failed)},
@@ -196,6 +204,8 @@ def _model(service: Service, info: ModelInfo) -> InfinityModel:
 def error_body(error: ServiceError) -> dict[str, Any]:
     """FastAPI's {"detail": [...]} for a body that is not as it should be, OpenAI's {"error": {...}} for the rest."""
     status = error_status(error)
+    if status == 401:
+        return {"detail": "Unauthorized"}  # in its own word
     if status == 422:
         details = error.details or [{"field": "", "message": message(error)}]
         wrong = [

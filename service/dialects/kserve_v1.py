@@ -145,7 +145,7 @@ def paths(service: Service) -> dict[str, Any]:
         "/": {"get": alive},
         f"{MODEL}:predict": {"post": infer_operation("label texts (KServe V1)", predict, V1Predictions, NAME)},
         f"{MODEL}:explain": {"post": infer_operation("say why (KServe V1)", explain, V1Explanations, NAME)},
-        MODEL: {"get": get_operation("whether it answers (KServe V1)", ModelReady, NAME, errors=(404, 503))},
+        MODEL: {"get": get_operation("whether it answers (KServe V1)", ModelReady, NAME, errors=(401, 404, 503))},
     }
 
 
@@ -154,7 +154,7 @@ def routes(service: Service) -> list[Route]:
     v1 = V1(service)
 
     def route(path: str, handler: Handler, method: str) -> Route:
-        return Route(path, counted(path, answering_400(handler), error_body), methods=[method])
+        return Route(path, counted(service, path, answering_400(handler), error_body), methods=[method])
 
     return [  # in this order: the last matches the paths of the others too
         route(f"{MODEL}:predict", v1.predict, "POST"),

@@ -84,12 +84,13 @@ def routes(service: Service) -> list[Route]:
     async def get_models(http: Request) -> Response:
         return as_json(listed(service))
 
-    return [Route(path, counted(path, get)) for path, get in (("/info", get_info), ("/v1/models", get_models))]
+    handlers = {"/info": get_info, "/v1/models": get_models}
+    return [Route(path, counted(service, path, get)) for path, get in handlers.items()]
 
 
 def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of them."""
-    errors = {500: ErrorResponse}
+    errors = dict.fromkeys((401, 500), ErrorResponse)
     return {
         "/info": {"get": operation("what is served; with the keys of text-embeddings-inference", Info, errors)},
         "/v1/models": {"get": operation("what is served, and the limits; with the keys of OpenAI", Listed, errors)},

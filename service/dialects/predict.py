@@ -39,7 +39,9 @@ def routes(service: Service) -> list[Route]:
         response: Response = await dialect.answer(service, http, request, started)
         return response
 
-    return [Route(path, counted(path, post, tei.error_body, tei.error_status), methods=["POST"]) for path in PATHS]
+    return [
+        Route(path, counted(service, path, post, tei.error_body, tei.error_status), methods=["POST"]) for path in PATHS
+    ]
 
 
 def paths(service: Service) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
     TooManyTokens,
+    Unauthorized,
 )
 from service.tokenizing import num_chars
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Empty"]
-CODES = (400, 413, 422, 424, 429, 500, 503, 504)
+CODES = (400, 401, 413, 422, 424, 429, 500, 503, 504)
 
 
 class Empty(ServiceError):
@@ -181,7 +182,7 @@ def _error_type(error: ServiceError) -> ErrorType:
     match error:
         case Empty():
             return "Empty"
-        case InvalidRequest() | NotJSON() | BodyTooLarge() | TooManyTokens() | NoSuchModel():
+        case InvalidRequest() | NotJSON() | BodyTooLarge() | TooManyTokens() | NoSuchModel() | Unauthorized():
             return "Validation"
         case Overloaded():
             return "Overloaded"

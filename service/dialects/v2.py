@@ -51,8 +51,10 @@ def routes(service: Service) -> list[Route]:
     v2 = V2(service)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        is_open = path.startswith("/health/")
         path = PREFIX + path
-        return Route(path, counted(path, answering_400(handler), error_body), methods=[method])
+        guarded = counted(service, path, answering_400(handler), error_body, is_open=is_open)
+        return Route(path, guarded, methods=[method])
 
     versioned = [
         route(f"/models/{{name}}{version}{path}", handler, method)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from starlette.datastructures import State
 
 from service import metrics
 from service.dialects.oip import as_400, infer_request, native, outputs
@@ -20,7 +21,7 @@ from service.dialects.tensors import bad, texts_of_bytes
 from service.dialects.v2 import SERVER, metadata, repository
 from service.errors import NotReady, ServiceError, where
 from service.grpc_messages import METHODS, SERVICE, message
-from service.http import given_request_id
+from service.http import given_request_id, named
 from service.schemas import check_request
 
 if TYPE_CHECKING:
@@ -31,17 +32,21 @@ if TYPE_CHECKING:
     from service.models import ServedModel
     from service.routes import Service
 
-    Method = Callable[[Any, Any], Awaitable[Any]]  # message and context -> message
+    Method = Callable[[Any, "Caller"], Awaitable[Any]]  # message -> message
 
 log = logging.getLogger("heed")
 
 MAX_TIMEOUT_MS = 600_000
 MAX_DETAILS = 4096  # characters of an error: gRPC's clients read 8 KB of trailers
+OPEN = {"ServerLive", "ServerReady"}  # as health over HTTP: without a key, and without a span
 CODES = {
+    200: grpc.StatusCode.OK,
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -50,42 +55,62 @@ CODES = {
 def handlers(service: Service) -> dict[str, grpc.RpcMethodHandler]:
     """Those of every method."""
     methods = V2Grpc(service)
-    return {name: grpc.unary_unary_rpc_method_handler(called(name, getattr(methods, name))) for name in METHODS}
+    return {
+        name: grpc.unary_unary_rpc_method_handler(called(service, name, getattr(methods, name))) for name in METHODS
+    }
 
 
-def called(name: str, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    """The method on bytes, with its errors as gRPC's codes and its outcome in the metrics."""
+def called(service: Service, name: str, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """The method on bytes, for callers with a key, with its errors as gRPC's codes and its outcome in the metrics."""
     route, request_type = f"/{SERVICE}/{name}", message(f"{name}Request")
+    wants_key = not (name in OPEN or service.access.is_open)
+    tracing = None if name in OPEN else service.tracing
 
     async def call(body: bytes, context: Any) -> bytes:
         started, status = time.perf_counter(), 499  # a caller that has left cancels this
-        request_id = given_request_id(dict(context.invocation_metadata()).get("x-request-id", ""))
+        found: bytes | ServiceError | None = None
+        caller = Caller(context)
+        request_id = caller.state.request_id
         context.set_trailing_metadata((("x-request-id", request_id),))
+        if tracing is not None:
+            said = {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": name, "heed.request_id": request_id}
+            caller.state.span = tracing.begin(route[1:], caller.headers, said)
         try:
-            found = await answer(body, context)
+            found = await answer(body, caller)
             status = found.status if isinstance(found, ServiceError) else 200
         finally:
             metrics.REQUESTS.labels(route, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+            if tracing is not None:
+                error = found if isinstance(found, ServiceError) else None
+                tracing.end(caller.state.span, {"rpc.grpc.status_code": code_of(status).value[0]}, error)
         if isinstance(found, bytes):
             return found
         metrics.REFUSED.labels(found.code).inc()
-        code = CODES.get(found.status, grpc.StatusCode.INTERNAL)
-        await context.abort(code, str(found)[:MAX_DETAILS], (("x-request-id", request_id), *when_to_retry(found)))
+        await context.abort(
+            code_of(status), str(found)[:MAX_DETAILS], (("x-request-id", request_id), *when_to_retry(found))
+        )
         raise AssertionError("abort raises")
 
-    async def answer(body: bytes, context: Any) -> bytes | ServiceError:
+    async def answer(body: bytes, caller: Caller) -> bytes | ServiceError:
         try:
-            return bytes((await method(request_type.FromString(body), context)).SerializeToString())
+            if wants_key:
+                caller.state.key = service.access.caller(caller.headers.get("authorization", ""))
+            return bytes((await method(request_type.FromString(body), caller)).SerializeToString())
         except DecodeError:
             return as_400(bad("", f"the message is no {name}Request"))
         except ServiceError as error:
             return as_400(error)
         except Exception as error:  # as in service/http.py: only the type of a bug is told
-            log.error("%s failed: %s", route, where(error))
+            log.error("%s: %s failed: %s", named(caller.state.request_id, caller.headers), route, where(error))
             return ServiceError()
 
     return call
+
+
+def code_of(status: int) -> grpc.StatusCode:
+    """The code of gRPC for one of HTTP."""
+    return CODES.get(status, grpc.StatusCode.INTERNAL)
 
 
 def when_to_retry(error: ServiceError) -> list[tuple[str, str]]:
@@ -96,6 +121,13 @@ def when_to_retry(error: ServiceError) -> list[tuple[str, str]]:
 
 class Caller:
     """Whom a request is answered for: gRPC itself cancels the task of a call that has ended."""
+
+    def __init__(self, context: Any) -> None:
+        self.headers: dict[str, str] = dict(context.invocation_metadata())
+        self.time_remaining = context.time_remaining
+        self.state = State()
+        self.state.request_id = given_request_id(self.headers.get("x-request-id", ""))
+        self.state.key = self.state.span = None
 
     async def receive(self) -> None:
         """Never says that the caller has left."""
@@ -109,35 +141,35 @@ class V2Grpc:
         self._service = service
         self._request_model = infer_request(service.settings)
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerLive(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """Whether the device answers."""
         return message("ServerLiveResponse")(live=self._service.is_live)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerReady(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """Whether requests are answered."""
         return message("ServerReadyResponse")(ready=self._is_ready())
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """The same, where there is such a model."""
         self._find(request)
         return message("ModelReadyResponse")(ready=self._is_ready())
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ServerMetadata(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """What the server is."""
         return message("ServerMetadataResponse")(**SERVER)
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelMetadata(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """A model's versions and tensors."""
         return message("ModelMetadataResponse")(**metadata(self._service, self._find(request)))
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RepositoryIndex(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """Every version that is loaded, and what could not be."""
         if request.repository_name:
             raise bad("repository_name", "there is one repository, leave it out")
         listed = repository(self._service, is_ready=request.ready)
         return message("RepositoryIndexResponse")(models=listed)
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Any, caller: Caller) -> Any:  # noqa: N802
         """Label texts."""
         started = time.perf_counter()
         service = self._service
@@ -147,9 +179,9 @@ class V2Grpc:
         fields = native(
             infer, raws_of(request.raw_input_contents, infer.inputs), spec, service.settings.max_texts_per_request
         )
-        fields["timeout_ms"] = sooner(fields["timeout_ms"], context.time_remaining())
+        fields["timeout_ms"] = sooner(fields["timeout_ms"], caller.time_remaining())
         classify = service.request(fields)  # 2. tensors -> texts
-        reply = await service.answer(Caller(), classify, started)  # 3. texts -> answers
+        reply = await service.answer(caller, classify, started)  # 3. texts -> answers
         tensors = outputs(infer, reply, classify.inputs)  # 4. answers -> tensors
         if any(wanted is not None for _, wanted in tensors):
             raise bad("outputs", "binary_data is of HTTP: send the parameter binary_data_output of the request")

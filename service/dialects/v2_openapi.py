@@ -131,17 +131,17 @@ def paths(service: Service) -> dict[str, Any]:
     """Of Open Inference Protocol V2."""
     request = infer_request(service.settings)
     found = {
-        "/v2": {"get": get_operation("what the server is (V2)", ServerMetadata)},
+        "/v2": {"get": get_operation("what the server is (V2)", ServerMetadata, errors=(401,))},
         "/v2/health/live": {"get": get_operation("whether the device answers (V2)", ServerLive, errors=(503,))},
         "/v2/health/ready": {"get": get_operation("whether requests are answered (V2)", ServerReady, errors=(503,))},
-        "/v2/models": {"get": get_operation("what is served (V2)", ModelNames)},
+        "/v2/models": {"get": get_operation("what is served (V2)", ModelNames, errors=(401,))},
         "/v2/repository/index": {"post": _index()},
     }
     for path, parameters in (("", [NAME]), ("/versions/{version}", [NAME, VERSION])):
         model = f"/v2/models/{{name}}{path}"
-        found[model] = {"get": get_operation("its tensors (V2)", ModelMetadata, *parameters, errors=(404,))}
+        found[model] = {"get": get_operation("its tensors (V2)", ModelMetadata, *parameters, errors=(401, 404))}
         found[f"{model}/ready"] = {
-            "get": get_operation("whether it answers (V2)", ModelReady, *parameters, errors=(404, 503))
+            "get": get_operation("whether it answers (V2)", ModelReady, *parameters, errors=(401, 404, 503))
         }
         infer = infer_operation("label texts (V2)", request, InferResponse, *parameters, JSON_LENGTH)
         binary = {"schema": {"type": "string", "format": "binary"}}
@@ -162,7 +162,7 @@ def infer_operation(
     summary: str, request: type[BaseModel], model: type[BaseModel], *parameters: dict[str, Any]
 ) -> dict[str, Any]:
     """An operation that has texts labelled; what is wrong in a request is a 400."""
-    errors = dict.fromkeys((400, 404, 413, 429, 500, 503, 504), V2Error)
+    errors = dict.fromkeys((400, 401, 404, 413, 429, 500, 503, 504), V2Error)
     found = operation(summary, model, errors, request, parameters=list(parameters))
     found["responses"]["400"]["description"] = "fields or lengths"
     return found
@@ -174,7 +174,7 @@ def _index() -> dict[str, Any]:
     return {
         "summary": "every version that is loaded, and what could not be (V2)",
         "requestBody": {"required": False, "content": {"application/json": {"schema": IndexRequest}}},
-        "responses": {"200": listed, **_errors(400, 413, 503, 504)},
+        "responses": {"200": listed, **_errors(400, 401, 413, 503, 504)},
     }
 
 

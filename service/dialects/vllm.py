@@ -30,6 +30,7 @@ INT64 = 2**63
 KINDS: dict[object, str] = {str: "<text>", list: "<texts>"}
 TYPES = {
     400: "BadRequestError",
+    401: "AuthenticationError",
     404: "NotFoundError",
     413: "BadRequestError",
     429: "RateLimitError",
@@ -170,12 +171,12 @@ def routes(service: Service) -> list[Route]:
         _check_length(request, reply)
         return as_json(_response(request, reply, http.state.request_id))
 
-    return [Route(PATH, counted(PATH, classify, error_body, error_status), methods=["POST"])]
+    return [Route(PATH, counted(service, PATH, classify, error_body, error_status), methods=["POST"])]
 
 
 def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of it."""
-    errors = dict.fromkeys((400, 404, 413, 429, 500, 503, 504), VLLMError)
+    errors = dict.fromkeys((400, 401, 404, 413, 429, 500, 503, 504), VLLMError)
     return {PATH: {"post": operation("vLLM's classification", VLLMResponse, errors, classify_request(service))}}
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from service.http import Handler
+    from service.routes import Service
 
 FOLDER = Path(__file__).parent
 HTML, STYLE, SCRIPT = "text/html", "text/css", "text/javascript"
@@ -40,15 +41,21 @@ HEADERS = {
 }
 
 
-def routes(otherwise: Handler) -> list[Route]:
-    """The page and what it is made of; otherwise answers those who do not ask for HTML."""
+def routes(service: Service, otherwise: Handler) -> list[Route]:
+    """The page and what it is made of; otherwise answers those who do not ask for HTML.
+
+    It holds nothing of the service: it asks for a key where that wants one.
+    """
     index = _file("index.html", HTML)
 
     async def root(http: Request) -> Response:
         return await (index if HTML in http.headers.get("accept", "") else otherwise)(http)
 
     handlers = {"/": root, **{path: _file(*found) for path, found in FILES.items()}}
-    return [Route(path, counted(path, handler), methods=["GET"]) for path, handler in handlers.items()]
+    return [
+        Route(path, counted(service, path, handler, is_open=True), methods=["GET"])
+        for path, handler in handlers.items()
+    ]
 
 
 def _file(name: str, media_type: str) -> Handler:

@@ -27,6 +27,19 @@ class Refused extends Error {
   }
 }
 
+// The key stays with this tab, in its session's storage: no other site and no URL sees it.
+const KEY = "heed-api-key";
+$("key").value = ifAllowed(() => sessionStorage.getItem(KEY)) ?? "";
+export const keepKey = () => ifAllowed(() => sessionStorage.setItem(KEY, $("key").value));
+
+function ifAllowed(use) {
+  try {
+    return use();
+  } catch {
+    return null; // the browser keeps nothing: the key is asked for at each visit
+  }
+}
+
 const headers = () => ($("key").value ? { authorization: `Bearer ${$("key").value}` } : {});
 export const chosen = () => limits.models.find((model) => model.name === $("model").value) ?? limits.models[0];
 
@@ -99,7 +112,7 @@ export function showError(error) {
   $("error").hidden = !message;
 }
 
-export function said(error) {
+function said(error) {
   if (!(error instanceof Refused)) return error.message;
   const length = Array.from($("text").value).length;
   const most = limits?.max_text_chars;

@@ -2,8 +2,8 @@
 // person or the service wrote is inserted as text, never as markup. Asking is in ask.js, a file's rows in rows.js, what
 // needs no document in text.js.
 
-import { $, again, ask, chosen, element, hasFeedback, loadModels } from "./ask.js";
-import { patiently, said, showError, sleep, start } from "./ask.js";
+import { $, again, ask, chosen, element, hasFeedback, keepKey, loadModels } from "./ask.js";
+import { patiently, showError, sleep, start } from "./ask.js";
 import { openFile } from "./rows.js";
 import { inUnits, number, percent, signed, strongest } from "./text.js";
 
@@ -11,6 +11,13 @@ const DEBOUNCE_MS = 15; // keys that come together are one question
 const PAUSE_MS = 350; // typing has paused: an explanation, which takes tens of passes, is worth asking for
 const FAINT = 0.1; // of the strongest token: less is left unpainted
 const LABELS_SHOWN = 8;
+const NO_ANSWER = "the service does not answer. Send it again.";
+const NOT_KEPT = {
+  0: NO_ANSWER,
+  401: "the service wants an API key.",
+  404: "the service does not remember this answer any more. Change the text, and it answers again.",
+  502: NO_ANSWER,
+};
 
 async function readText(signal) {
   const text = $("text").value;
@@ -155,7 +162,7 @@ function showCorrection(model) {
   $("right").required = !$("right").multiple; // a text may have none of many labels
   $("right").replaceChildren(...model.labels.map((label) => new Option(label, label, false, false)));
   $("right").selectedIndex = -1;
-  $("corrected").textContent = "The text and this label are kept for retraining.";
+  $("corrected").textContent = "";
 }
 
 async function sendCorrection(event) {
@@ -166,7 +173,7 @@ async function sendCorrection(event) {
     await ask("v1/feedback", null, { request_id: shown.request_id, index: 0, ...label, text: shown.text });
     $("corrected").textContent = `Thank you: kept as ${right.join(", ") || "none of them"}.`;
   } catch (error) {
-    $("corrected").textContent = `Not kept. ${said(error)}`;
+    $("corrected").textContent = `Not kept: ${NOT_KEPT[error.status] ?? error.message}`;
   }
 }
 
@@ -203,6 +210,7 @@ $("text").addEventListener("input", () => start(readText));
 $("model").addEventListener("change", () => again());
 $("key-box").addEventListener("submit", (event) => {
   event.preventDefault();
+  keepKey();
   again();
 });
 $("file").addEventListener("change", () => {
