@@ -10,15 +10,20 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 import yaml
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
+from service import grpc_ingress
+from service.grpc_messages import SERVICE, message
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from conftest import Serve
 
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +81,28 @@ def test_the_application_is_the_services_and_its_args_are_settings(serve_config:
     assert application["import_path"] == "service.app:build"
     assert "def build(" in (ROOT / "service" / "app.py").read_text()
     Settings(**application["args"])  # refuses what it does not know
+
+
+def test_grpc_is_served_on_the_port_that_its_service_has(
+    serve_config: dict[str, Any], pods: list[dict[str, Any]]
+) -> None:
+    assert serve_config["grpc_options"] == grpc_ingress.options(Settings().grpc_port)
+    service = yaml.safe_load((MANIFEST.parent / "grpc.yaml").read_text())["spec"]
+    assert [port["port"] for port in service["ports"]] == [serve_config["grpc_options"]["port"]]
+    ours = {key: value for key, value in service["selector"].items() if not key.startswith("ray.io/")}
+    assert ours.items() <= pods[-1]["metadata"]["labels"].items()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_serve_config_of_the_manifest_answers_over_http_and_grpc(serve: Serve) -> None:
+    server = serve(program=("-m", "tests.deployed"), grpc=True)
+    assert server.classify(["a gorgeous movie"]).json()["results"][0]["labels"][0]["label"] == "positive"
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "contents": {"bytes_contents": [b"a gorgeous movie"]}}
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        body = message("ModelInferRequest")(model_name="sentiment", inputs=[tensor]).SerializeToString()
+        answer = channel.unary_unary(f"/{SERVICE}/ModelInfer")(body, timeout=60)
+    assert message("ModelInferResponse").FromString(answer).outputs[0].contents.bytes_contents == [b"positive"]
 
 
 def test_every_replica_finds_a_worker(spec: dict[str, Any], serve_config: dict[str, Any]) -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
-from samples import FILLER, GOOD
 from starlette.requests import Request
 
-from model.forward import Launched
 from model.scores import probabilities
-from service import routes
 from service.errors import BodyTooLarge
 from service.models import Models
-from service.predictor import Predictor
 from service.routes import Service
 from service.settings import Settings, Spec
 
@@ -131,22 +126,6 @@ def test_a_pair_is_read_in_windows_of_its_longer_side(ask: Ask) -> None:
     assert {window["side"] for window in long["windows"]} == {1}
     assert long["windows"][-1]["end"] == len("good " * 100) - 1
     assert refused["error"]["code"] == "pair_too_long"
-
-
-def test_windows_of_more_tokens_than_may_wait_are_refused(bundle_folder: Path) -> None:
-    settings = Settings(max_queue_tokens=300, max_batch_tokens=128)
-    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
-    app = service.asgi()
-
-    async def ask_both() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app)
-        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
-            bodies = [{"texts": ["good " * n], "on_long": "window"} for n in (150, 1000)]
-            return [await client.post("/v1/classify", json=body) for body in bodies]
-
-    few, many = asyncio.run(ask_both())
-    assert len(few.json()["results"][0]["windows"]) == 3
-    assert (many.status_code, many.json()["error"]["code"]) == (422, "too_many_windows")
 
 
 def test_scores_are_calibrated(ask: Ask, bundle: Bundle) -> None:
@@ -302,34 +281,6 @@ def test_health_is_well_while_the_loops_turn(ask: Ask) -> None:
         assert ask(path).json() == {"live": True, "ready": True}
 
 
-def test_health_is_not_well_while_a_pass_hangs(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings()
-    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
-    works, goes_on = Predictor.launch, threading.Event()
-
-    def hanging(self: Predictor, rows: Any) -> Any:
-        goes_on.wait(20)
-        return works(self, rows)
-
-    monkeypatch.setattr(Predictor, "launch", hanging)
-    monkeypatch.setattr(routes, "STUCK_S", 0.05)
-    app = service.asgi()
-
-    async def test() -> list[int]:
-        transport = httpx.ASGITransport(app)
-        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
-            health = [(await client.get("/health/live")).status_code]
-            answer = asyncio.create_task(client.post("/v1/classify", json={"texts": ["a film"]}))
-            while service.is_live:  # noqa: ASYNC110 (that time passes is the event)
-                await asyncio.sleep(0.01)
-            health.append((await client.get("/health/live")).status_code)
-            goes_on.set()
-            assert (await answer).status_code == 200
-            return [*health, (await client.get("/health/live")).status_code]
-
-    assert asyncio.run(test()) == [200, 503, 200]
-
-
 def test_many_texts_at_once_score_as_each_does_alone(service: Service, ask: Ask) -> None:
     texts = [f"{'film ' * (i % 40)}good" for i in range(50)]
     together = ask("/v1/classify", {"texts": texts, "raw_scores": True}).json()["results"]
@@ -337,75 +288,3 @@ def test_many_texts_at_once_score_as_each_does_alone(service: Service, ask: Ask)
         [alone] = ask("/v1/classify", {"texts": [text], "raw_scores": True}).json()["results"]
         for a, b in zip(alone["labels"], result["labels"], strict=True):
             assert a["score"] == pytest.approx(b["score"], abs=1e-4)
-
-
-def test_a_full_queue_is_a_429_with_a_time_to_come_back(bundle_folder: Path) -> None:
-    answers = asyncio.run(flood(bundle_folder, {"max_queue_tokens": 40, "max_batch_tokens": 20}))
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert refused
-    assert int(refused[0].headers["retry-after"]) >= 1
-    assert refused[0].json()["error"]["code"] == "overloaded"
-    assert {answer.status_code for answer in answers} == {200, 429}
-
-
-async def flood(folder: Path, limits: dict[str, Any]) -> list[httpx.Response]:
-    """Fifty requests at once, to a service of its own."""
-    settings = Settings(**limits)
-    service = Service(Models([Spec("mood", folder)], settings), settings)
-    app = service.asgi()
-    async with service.lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://h") as c:
-        bodies = [{"texts": [f"{one} {two}"]} for one in FILLER[:10] for two in GOOD]
-        return await asyncio.gather(*(c.post("/v1/classify", json=body) for body in bodies))
-
-
-def test_logits_that_are_no_numbers_are_an_error_of_that_text_and_not_null(
-    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings()
-    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
-    works = Predictor.launch
-
-    def no_numbers(self: Predictor, rows: Any) -> Launched:
-        launched = works(self, rows)
-        return Launched(lambda: launched() * np.float32("nan"), launched.computed_tokens)
-
-    monkeypatch.setattr(Predictor, "launch", no_numbers)
-    app = service.asgi()
-
-    async def ask_once() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
-            return await client.post("/v1/classify", json={"texts": ["a film"]})
-
-    assert asyncio.run(ask_once()).json()["results"] == [
-        {"error": {"code": "failed", "message": "the model failed on this text"}}
-    ]
-
-
-@pytest.mark.parametrize(("breaks", "live"), [(lambda rows: len(rows[0].ids) > 60, 200), (lambda rows: True, 503)])
-def test_a_text_that_breaks_the_pass_leaves_the_replica_live_and_a_device_that_does_not(
-    bundle_folder: Path, breaks: Callable[[Any], bool], live: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings()
-    service = Service(Models([Spec("mood", bundle_folder)], settings), settings)
-    works = Predictor.launch
-
-    def breaking(self: Predictor, rows: Any) -> Any:
-        if any(breaks([row]) for row in rows):
-            raise RuntimeError("device-side assert")
-        return works(self, rows)
-
-    monkeypatch.setattr(Predictor, "launch", breaking)
-    app = service.asgi()
-
-    async def ask_both() -> tuple[httpx.Response, httpx.Response]:
-        transport = httpx.ASGITransport(app)
-        async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
-            answer = await client.post("/v1/classify", json={"texts": ["a film", "film " * 70]})
-            return answer, await client.get("/health/live")
-
-    answer, health = asyncio.run(ask_both())
-    first, second = answer.json()["results"]
-    assert second["error"]["code"] == "failed"
-    assert ("labels" in first) == (live == 200)
-    assert health.status_code == live
