@@ -230,3 +230,20 @@ def plan_passes(lengths: Sequence[int], budget: int, max_rows: int | None = None
             passes.append([])
         passes[-1].append(i)
     return passes
+
+
+def fill_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split row indices into passes of at most budget tokens, in order; a row that is longer has one of its own.
+
+    For layouts in which rows share blocks or lie end to end: there short rows fill what long ones leave, and passes
+    of similar lengths would hold more padding (of SST-2 10% instead of 2%, benchmarks/RESULTS.md).
+    """
+    passes: list[list[int]] = []
+    room = 0
+    for i, length in enumerate(lengths):
+        room -= length
+        if not passes or room < 0:
+            passes.append([])
+            room = budget - length
+        passes[-1].append(i)
+    return passes
