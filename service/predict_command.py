@@ -134,6 +134,8 @@ def check_usage(args: argparse.Namespace) -> None:
         raise ValueError(
             f"a table has a column for the best label, and without --top-k one for the score of each: {args.top_k}"
         )
+    if args.out and args.out.is_dir():
+        raise ValueError(f"{args.out}: is a folder, name a file in it")
     if args.resume and not args.out:
         raise ValueError("--resume goes on with the file of --out, which is missing")
     if args.json and not args.out:

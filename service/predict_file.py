@@ -140,12 +140,13 @@ def partial_file(
     partial = partial_path(out)
     try:
         file = partial.open("r+b" if partial.exists() else "xb")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FileError(f"{partial}: another run is writing it") from None
     except OSError as error:
         raise FileError(f"{out}: {error.strerror}") from None
     with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(f"{partial}: another run is writing it") from None
         file.truncate(state["bytes"] if state else 0)
         file.seek(0, os.SEEK_END)
         if not state:
@@ -154,10 +155,13 @@ def partial_file(
         sink = PartialFile(file, state_path(out), settings, Totals(**state["totals"]) if state else Totals())
         try:
             yield sink
-            sink.checkpoint()
-            file.flush()
-            output.finish(partial)
-            state_path(out).unlink(missing_ok=True)
+            try:
+                sink.checkpoint()
+                file.flush()
+                output.finish(partial)
+                state_path(out).unlink(missing_ok=True)
+            except OSError as error:
+                raise Unwritten(f"{out}: {error.strerror}") from None
         except BaseException:
             if sink.totals.rows == 0 or settings is None:
                 partial.unlink(missing_ok=True)
