@@ -7,6 +7,7 @@ here (predict.py) or on a cluster (predict_ray.py) -> the output takes its name.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import sys
@@ -157,7 +158,9 @@ def choose_runner(args: argparse.Namespace, before: dict[str, Any] | None) -> Ru
     from service.predictor import Predictor
 
     precision = before["settings"].get("precision", "auto") if before and args.precision == "auto" else args.precision
-    return Here(Predictor(load_bundle(folder), choose_device(args.device), precision))
+    predictor = Predictor(load_bundle(folder), choose_device(args.device), precision)
+    gc.freeze()  # else collections look through all of torch again and again: 20 µs a text, twice what writing it costs
+    return Here(predictor)
 
 
 def choose_output(args: argparse.Namespace, source: Source, bundle: Described) -> tuple[Format, Kept]:

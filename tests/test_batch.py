@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import Block, Layout, make_batch, plan_blocks, plan_passes
+from model.batch import Block, Layout, fill_passes, make_batch, plan_blocks, plan_passes
 from model.tokens import Row
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -49,3 +50,13 @@ def test_short_rows_leave_little_room_in_their_blocks() -> None:
     assert plan_blocks([14]) == [Block(14, [0])]
     assert [block.width for block in plan_blocks([20, 20])] == [48]
     assert [block.width for block in plan_blocks([300, 20, 20])] == [304, 48]
+
+
+@given(lengths, st.integers(1, 200))
+def test_passes_in_order_are_as_full_as_they_may_be(n: list[int], budget: int) -> None:
+    passes = fill_passes(n, budget)
+    assert [i for rows in passes for i in rows] == list(range(len(n)))
+    for rows in passes:
+        assert len(rows) == 1 or sum(n[i] for i in rows) <= budget
+    for rows, following in itertools.pairwise(passes):
+        assert sum(n[i] for i in rows) + n[following[0]] > budget
