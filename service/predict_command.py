@@ -1,6 +1,6 @@
 """`heed predict`: a file of texts -> a file of answers. Parse, open both ends, run, say what was done.
 
-Reads: predict_command() -> the input and what it keeps -> the model -> the output, or what is left of it -> chunks,
+Reads: predict() -> the input and what it keeps -> the model -> the output, or what is left of it -> chunks,
 here (predict.py) or on a cluster (predict_ray.py) -> the output takes its name.
 """
 
@@ -95,26 +95,7 @@ def predict_command(args: argparse.Namespace) -> int:
     check_usage(args)
     progress = Progress()
     try:
-        with contextlib.ExitStack() as stack:
-            before = read_state(args.out, resume=args.resume) if args.out else None
-            wanted = (
-                None if args.keep == ALL else frozenset({args.text_column, "text_pair", *(args.keep or "").split(",")})
-            )
-            source = stack.enter_context(open_source(args.file, wanted))
-            check_column(args.text_column, source)
-            runner = choose_runner(args, before)
-            output, kept = choose_output(args, source, runner.bundle)
-            settings = None if args.file == "-" else settings_of(args, runner)
-            if before and settings:
-                check_same(args.out, before, settings)
-            sink = (
-                stack.enter_context(partial_file(output, before, settings)) if args.out else Stream(sys.stdout.buffer)
-            )
-            reading = Reading(
-                file=args.file, text_column=args.text_column, kept=kept, only=wanted, skip_rows=sink.totals.rows
-            )
-            with progress.of(sink, keeps=settings is not None and args.out is not None):
-                write_all(runner.run(reading, output, args.on_long), sink, progress, args.bad_rows)
+        predict(args, progress)
     except KeyboardInterrupt:
         print(f"heed predict: interrupted, {progress.kept()}", file=sys.stderr)
         return 1
@@ -125,6 +106,26 @@ def predict_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(progress.figures()))
     return 0
+
+
+def predict(args: argparse.Namespace, progress: Progress) -> None:
+    """Open both ends, load the model and run; the output takes its name where all of it was written."""
+    before = read_state(args.out, resume=args.resume) if args.out else None
+    wanted = None if args.keep == ALL else frozenset({args.text_column, "text_pair", *(args.keep or "").split(",")})
+    with open_source(args.file, wanted) as source:
+        check_column(args.text_column, source)
+        runner = choose_runner(args, before)
+        output, kept = choose_output(args, source, runner.bundle)
+    settings = None if args.file == "-" else settings_of(args, runner)
+    if before and settings:
+        check_same(args.out, before, settings)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(partial_file(output, before, settings)) if args.out else None
+        sink = file or Stream(sys.stdout.buffer)
+        skip_rows = sink.totals.rows
+        reading = Reading(file=args.file, text_column=args.text_column, kept=kept, only=wanted, skip_rows=skip_rows)
+        with progress.of(sink, keeps=file is not None and settings is not None):
+            write_all(runner.run(reading, output, args.on_long), sink, progress, args.bad_rows)
 
 
 def check_usage(args: argparse.Namespace) -> None:
