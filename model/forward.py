@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.batch import choose_layout, make_batch, plan_passes
+from model.batch import choose_layout, fill_passes, make_batch, plan_passes
 from model.cuda import CudaPasses
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Forward:
         if self._cuda is not None:
             yield from self._cuda.capture()
 
+    def plan(self, rows: Sequence[Row], budget: int = PASS_TOKENS) -> list[list[int]]:
+        """Row indices of each pass when nobody waits, so that there is little padding in all."""
+        split = plan_passes if self.layout == "padded" else fill_passes
+        return split([len(row.ids) for row in rows], budget)
+
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Launched:
         """Start a pass."""
@@ -96,7 +101,7 @@ def forward_rows(
             on_pass(len(indices))
 
     before = None
-    for indices in plan_passes([len(row.ids) for row in rows], pass_tokens):
+    for indices in forward.plan(rows, pass_tokens):
         launched = indices, forward.launch([rows[i] for i in indices])
         if before is not None:
             collect(*before)  # while the next one computes

@@ -39,7 +39,7 @@ COMMANDS = {
         "heed evaluate bundles/reviews --data test.jsonl --json",
     ),
     "predict": Command(
-        "service.commands",
+        "service.predict_command",
         "label the texts of a file, offline",
         "heed predict bundles/reviews new.jsonl --out labelled.jsonl",
     ),

@@ -1,22 +1,17 @@
-"""`heed serve` and `heed predict`: parse, call one function, print the result, return an exit code."""
+"""`heed serve`: parse, call one function, return an exit code."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, get_args
+from typing import TYPE_CHECKING, get_args
 
-from tqdm import tqdm
-
-from model.location import RegistryEntry, local_folder, parse_location
-from model.records import read_texts
+from model.location import RegistryEntry, local_folder
 from service.settings import Settings, load_settings, parse_specs, wants_spans
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -81,62 +76,3 @@ def found_once(location: Location) -> Location:
 def _metavar(field: FieldInfo) -> str:
     choices = get_args(field.annotation)
     return "{" + ",".join(choices) + "}" if choices and isinstance(choices[0], str) else "VALUE"
-
-
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `heed predict`."""
-    parser.add_argument(
-        "bundle", metavar="BUNDLE", help="folder of a bundle or a Hugging Face checkpoint, or hf:OWNER/REPO[@REVISION]"
-    )
-    parser.add_argument(
-        "file",
-        nargs="?",
-        default="-",
-        metavar="FILE",
-        help="rows with text (and text_pair): .jsonl, .csv, .tsv, or with .gz; - is stdin, as JSONL",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL to write; default: stdout")
-    parser.add_argument("--top-k", type=int, metavar="N", help="labels per text; default: all")
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
-    parser.add_argument(
-        "--on-long",
-        default="truncate",
-        choices=["truncate", "error", "window"],
-        help="what to do with a text that is longer than the model reads; default: truncate",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16", "int8"])
-
-
-def predict_command(args: argparse.Namespace) -> int:
-    """Label the texts of a file, in order."""
-    from model.bundle import load_bundle
-    from model.device import choose_device
-    from service.predict import predict_texts
-    from service.predictor import Predictor
-
-    if args.top_k is not None and args.top_k < 1:
-        raise ValueError(f"--top-k is not at least 1: {args.top_k}")
-    predictor = Predictor(
-        load_bundle(local_folder(parse_location(args.bundle))), choose_device(args.device), args.precision
-    )
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(written_whole(args.out)) if args.out else sys.stdout
-        bar = stack.enter_context(tqdm(desc="predict", unit="text", leave=False, disable=None))
-        texts = read_texts(args.file, args.text_column)
-        for answer in predict_texts(predictor, texts, args.top_k, args.on_long):
-            print(answer.model_dump_json(exclude_none=True), file=sink)
-            bar.update()
-    return 0
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
-    """A file to write that takes its name when it is complete, and goes where it is not."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

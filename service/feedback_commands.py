@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from service.commands import written_whole
 from service.feedback_store import Store
 from service.settings import parse_store
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from service.feedback_store import Label
 
@@ -131,3 +131,15 @@ def moment(text: str) -> float:
     """A date or time of ISO 8601, of UTC where it names no zone, in seconds since 1970. Raises ValueError."""
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A file to write that takes its name when it is complete, and goes where it is not."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

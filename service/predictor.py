@@ -78,6 +78,10 @@ class Predictor:
         """Start a pass."""
         return self._forward.launch(rows)
 
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Row indices of each pass when nobody waits for one."""
+        return self._forward.plan(rows)
+
     def explain(self, row: Row, baseline: Row, label: int) -> Iterator[Attribution | None]:
         """Steps of an explanation, each to be taken in the compute thread; the last gives it."""
         is_multi = self.bundle.problem_type == MULTI

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import Block, Layout, make_batch, plan_blocks, plan_passes, round_tokens
+from model.batch import Block, Layout, fill_passes, make_batch, plan_blocks, plan_passes, round_tokens
 from model.tokens import Row
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -62,3 +62,12 @@ def test_short_rows_leave_little_room_in_their_blocks() -> None:
     assert plan_blocks([14]) == [Block(14, [0])]
     assert [block.width for block in plan_blocks([20, 20])] == [48]
     assert [block.width for block in plan_blocks([300, 20, 20])] == [304, 48]
+
+
+@given(lengths, st.integers(1, 200))
+def test_passes_in_order_are_few_and_about_equally_full(n: list[int], budget: int) -> None:
+    passes = fill_passes(n, budget)
+    assert [i for rows in passes for i in rows] == list(range(len(n)))
+    assert len(passes) <= -(-sum(n) // budget)
+    for rows in passes:
+        assert sum(n[i] for i in rows[:-1]) < budget

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 from typing import TYPE_CHECKING
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from samples import rows
 
 from model.records import FileError
 from model.scores import MULTI, SINGLE
-from training.data import Columns, DataError, epoch_batches, is_dev, read_dataset, split, targets
+from training.data import Columns, DataError, Example, epoch_batches, is_dev, read_dataset, split, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+zstd = pyarrow.Codec("zstd").compress
 GOOD_ROW = '{"text": "fine", "label": "x"}\n'
 
 
@@ -47,14 +50,23 @@ def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path: Path, row: str, re
     assert len(skipped.skipped) == 1
 
 
-def test_csv_tsv_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
+def test_a_line_that_is_not_utf_8_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD_ROW.encode() + b"\xff\n")
+    with pytest.raises(DataError, match="a.jsonl:2: not UTF-8"):
+        read_dataset(tmp_path / "a.jsonl")
+
+
+def test_every_form_of_a_file_holds_the_same_rows(tmp_path: Path) -> None:
     table = 'text,label\n"one, two\nthree",x\nfour,y\n'
     (tmp_path / "a.csv").write_text(table)
     (tmp_path / "a.tsv").write_text(table.replace("one, two", "one; two").replace(",", "\t").replace(";", ","))
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(table.encode()))
-    datasets = [read_dataset(tmp_path / name).examples for name in ("a.csv", "a.tsv", "a.csv.gz")]
-    assert datasets[0] == datasets[1] == datasets[2]
-    assert datasets[0][0].text == "one, two\nthree"
+    (tmp_path / "a.csv.zst").write_bytes(zstd(table.encode(), asbytes=True))
+    columns = {"text": ["one, two\nthree", "four"], "label": ["x", "y"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    expected = [Example("one, two\nthree", ("x",)), Example("four", ("y",))]
+    for name in ("a.csv", "a.tsv", "a.csv.gz", "a.csv.zst", "a.parquet"):
+        assert read_dataset(tmp_path / name).examples == expected
 
 
 def test_a_row_with_another_number_of_columns_is_named(tmp_path: Path) -> None:
@@ -85,7 +97,12 @@ def test_lists_of_labels_make_an_indicator_and_may_be_empty(tmp_path: Path) -> N
     ("name", "content", "reason"),
     [
         ("a.xml", b"", "suffix is not one of"),
-        ("a.jsonl", b'{"text": "a", "label": "x"}\n\xff\n', "a.jsonl:2: not UTF-8"),
+        ("a.csv", b"text,label\na,x\n\xff,y\n", "a.csv:3: not UTF-8"),
+        ("a.csv", b"text,text\na,b\n", "a.csv:1: two columns have one name: text"),
+        ("a.parquet.gz", b"", "suffix is not one of"),
+        ("a.parquet", b"no Parquet", "magic bytes"),
+        ("a.jsonl.zst", b"plain", "ZSTD decompress failed"),
+        ("a.jsonl.zst", zstd(GOOD_ROW.encode(), asbytes=True)[:-3], "Truncated"),
         ("a.jsonl.gz", b"plain", "[Nn]ot a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b"x" * 1000)[:20], "end-of-stream"),
     ],
