@@ -17,7 +17,7 @@ JSON_LENGTH, BINARY = "Inference-Header-Content-Length", "application/octet-stre
 # Words of a refusal, and why a request as documented may meet it.
 REFUSALS = {
     "the model has no such label": "labels are those of a model, which the request names",
-    "of this model's labels: send label": "whether a text has one label or any number is the model's too",
+    "of this model's labels: send": "whether a text has one label or any number is the model's too",
     "is not in the answer to this request": "outputs are those of a model, and of what the request asks for",
     "it is another than in the path": "a field that repeats what the path says",
     "different numbers of texts": "two lists of one length",
