@@ -57,6 +57,8 @@ class Access:
         self._buckets: dict[str, Bucket] = {}
         self._seen = self._signature()
         self._keys = self._read()
+        if not (self._keys or self.is_open):
+            raise ValueError(f"the file has no key, heed key NAME makes a line of it: {self._file}")
 
     def caller(self, authorization: str) -> str:
         """The name of the key in an Authorization header. Raises Unauthorized.
@@ -97,7 +99,7 @@ class Access:
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Read the file where it has changed; a broken one changes nothing."""
+        """Read the file where it has changed; a broken one changes nothing, one without a key lets nobody in."""
         seen = self._signature()
         if seen == self._seen:
             return
@@ -107,7 +109,7 @@ class Access:
         except ValueError as error:
             log.error("the keys stay as they are: %s", error)
         else:
-            log.info("callers with a key now: %s", ", ".join(self.names))
+            log.info("callers with a key now: %s", ", ".join(self.names) or "none")
 
     def _signature(self) -> tuple[int, ...] | None:
         """What changes when the file does, also where a link to it changes (as Kubernetes does with a Secret)."""

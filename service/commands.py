@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from model.location import Location
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed serve`: one for each setting."""
@@ -62,6 +64,8 @@ def check_access(settings: Settings) -> None:
     access = Access(settings)
     if not access.is_open:
         print(f"heed serve: for callers with a key: {', '.join(access.names)}", file=sys.stderr)
+    elif settings.host not in LOOPBACK or "HEED_API_KEY" in os.environ:  # that is a caller's; a letter is missing
+        print(f"heed serve: no keys are set, whoever reaches it may ask: {settings.host}", file=sys.stderr)
 
 
 def found_once(location: Location) -> Location:

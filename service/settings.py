@@ -166,7 +166,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             description="texts a second that a key may send, answered or not; over it, 429. Each replica lets in its "
-            "share of it, so that a caller whose requests meet the replicas unevenly gets less; default: no limit",
+            "share, of as many as there may be (max_replicas): a caller gets less while there are fewer, or where its "
+            "requests meet them unevenly; default: no limit",
         ),
     ] = None
     texts_burst_per_key: Annotated[
@@ -354,7 +355,8 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
-        shown = "" if not name or first["loc"][0] in SAID_WHOLE else f", not: {first['input']}"
+        is_told = not name or first["loc"][0] in SAID_WHOLE or first["type"] == "extra_forbidden"  # a key, misspelt
+        shown = "" if is_told else f", not: {first['input']}"
         raise ValueError(f"{name}: {message}{shown}" if name else message) from None
     except ValueError:  # pydantic-settings, merging what is no mapping
         raise ValueError(f"the settings are not a mapping of names to values: {config}") from None

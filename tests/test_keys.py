@@ -122,6 +122,12 @@ def test_an_error_of_another_setting_repeats_no_key(monkeypatch: pytest.MonkeyPa
         assert KEY not in str(refused.value)
 
 
+def test_a_key_under_a_name_that_is_no_setting_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "heed.yaml").write_text(f"api_key: {KEY}\n")
+    with pytest.raises(ValueError, match="api_key: Extra inputs are not permitted$"):
+        load_settings({}, tmp_path / "heed.yaml")
+
+
 def test_a_file_is_read_again_when_a_link_to_it_moves(tmp_path: Path) -> None:
     for version, key in (("one", KEY), ("two", OTHER)):  # as Kubernetes keeps a Secret
         (tmp_path / version).mkdir()
@@ -136,7 +142,7 @@ def test_a_file_is_read_again_when_a_link_to_it_moves(tmp_path: Path) -> None:
     assert (is_taken(found, KEY), is_taken(found, OTHER)) == (False, True)
 
 
-@pytest.mark.parametrize("broken", [f"app sha256:{digest(OTHER).hex()}\n{OTHER}\n", "", "\xff\xfe", None])
+@pytest.mark.parametrize("broken", [f"app sha256:{digest(OTHER).hex()}\n{OTHER}\n", "\xff\xfe", None])
 def test_a_broken_file_keeps_the_keys_and_is_logged_without_its_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
@@ -154,6 +160,17 @@ def test_a_broken_file_keeps_the_keys_and_is_logged_without_its_lines(
     assert str(file) in record.getMessage()
     assert OTHER not in record.getMessage()
     with pytest.raises(ValueError, match=str(file)):
+        access(api_keys_file=file)
+
+
+def test_the_last_key_can_be_taken_out_and_then_nobody_is_let_in(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"app sha256:{digest(KEY).hex()}\n")
+    found = access(api_keys_file=file)
+    file.write_text("# none\n")
+    found.look()
+    assert not is_taken(found, KEY)
+    with pytest.raises(ValueError, match=f"the file has no key, .*: {file}"):
         access(api_keys_file=file)
 
 
