@@ -22,8 +22,8 @@ from samples import ROOT, rows
 
 from model.bundle import load_bundle
 from model.device import choose_device
-from model.records import open_source, read_records
-from service import predict_progress, predict_rows
+from model.records import PARQUET_ROWS, open_source, read_records, rows_at_once
+from service import predict_command, predict_progress, predict_rows
 from service.cli import main
 from service.predict import answer_all, predict_texts
 from service.predict_columns import Kept
@@ -172,6 +172,8 @@ def test_a_bad_row_stops_the_run_or_has_an_error_in_its_place(
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer.get("id") for answer in answers] == [1, 2, None, None, 3]
     assert [answer.get("error", {}).get("code") for answer in answers] == [None, *["bad_row"] * 3, None]
+    assert answers[1]["error"]["message"] == "line 2: text is missing or not a string: int"
+    assert str(tmp_path) not in out.read_text()
 
 
 def test_a_row_with_a_field_that_the_table_has_no_column_for_is_bad(
@@ -290,6 +292,23 @@ def test_huge_texts_are_few_in_a_chunk(write_jsonl: Callable[..., Path], monkeyp
         assert max(len(chunk.texts) for chunk in chunks) == most
         assert sum(len(chunk.texts) for chunk in chunks) == 10
         assert 0 < chunks[0].share <= chunks[-1].share == 1  # type: ignore[operator]
+
+
+def test_whatever_is_kept_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_rows, "CHUNK_CHARS", 1000)
+    for large in ("y" * 300, b"y" * 300, ["y" * 150] * 2, [{"of": ["y" * 300]}], [1.0] * 40):
+        pq.write_table(pa.table({"text": ["good"] * 9, "more": [large] * 9}), tmp_path / "in.parquet")
+        kept = Kept({"more": "more"})
+        reading = Reading(file=str(tmp_path / "in.parquet"), text_column="text", kept=kept, only=None)
+        assert [len(chunk.texts) for chunk in reading.chunks()] == [4, 4, 1]
+
+
+def test_large_rows_of_parquet_are_few_in_memory(tmp_path: Path) -> None:
+    for row_bytes, rows_decoded in ((1, PARQUET_ROWS), (2**20, 15)):
+        pq.write_table(pa.table({"of": [os.urandom(row_bytes) for _ in range(20)]}), tmp_path / "in.parquet")
+        assert rows_at_once(pq.read_metadata(tmp_path / "in.parquet")) == rows_decoded
+    pq.write_table(pa.table({"of": []}), tmp_path / "in.parquet")
+    assert rows_at_once(pq.read_metadata(tmp_path / "in.parquet")) == PARQUET_ROWS
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet"])
