@@ -244,6 +244,37 @@ def test_another_run_does_not_go_on(
     assert "does not hold what out.jsonl.partial.json says" in resumed(bundle_folder)
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_run_that_another_overtakes_leaves_its_file_alone(
+    name: str,
+    when: str,
+    bundle_folder: Path,
+    write_jsonl: Callable[..., Path],
+    tmp_path: Path,
+    capsys: Capture,
+    small_chunks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = write_jsonl([*rows(100), {}]), tmp_path / name
+    command = ["predict", str(bundle_folder), str(source), "--out", str(out)]
+    assert main(command) == 2
+    assert "64 rows are kept" in capsys.readouterr().err
+    place, overtaken = (predict_command, "check_same") if when == "before it is opened" else (fcntl, "flock")
+    really = getattr(place, overtaken)
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(place, overtaken, really)
+        assert main([*command, "--bad-rows", "skip", "--resume"]) == 0
+        really(*arguments)
+
+    monkeypatch.setattr(place, overtaken, late)
+    assert main([*command, "--bad-rows", "skip", "--resume"]) == 2
+    assert f"another run has gone on with it or completed it, look at {name} first" in capsys.readouterr().err
+    assert len(unpacked(out)) == 101
+    assert not list(tmp_path.glob("*partial*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sign", "name"), [(signal.SIGKILL, "out.jsonl.gz"), (signal.SIGINT, "out.parquet")])
 def test_a_killed_process_costs_no_row(sign: signal.Signals, name: str, bundle_folder: Path, tmp_path: Path) -> None:
