@@ -139,6 +139,28 @@ def test_parquet_keeps_types_and_json_says_them(bundle_folder: Path, tmp_path: P
     assert (first["id"], first["at"], first["of"]) == (1, "2026-01-02T03:04:00+00:00", [1.5])
 
 
+def test_parquet_keeps_the_values_of_categories(bundle_folder: Path, tmp_path: Path) -> None:
+    kinds = pa.array(["a", None, "b"]).dictionary_encode()
+    nested = pa.ListArray.from_arrays([0, 1, 2, 3], kinds)
+    columns = {"kind": kinds, "nested": nested, "text": ["a lovely film", "an awful film", "dull"]}
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table(columns), source)
+    assert pa.types.is_dictionary(pq.read_schema(source).field("kind").type)
+    assert main(["predict", str(bundle_folder), str(source), "--out", str(out), "--keep", "kind,nested"]) == 0
+    assert pq.read_table(out)["kind"].to_pylist() == ["a", None, "b"]
+    assert pq.read_table(out)["nested"].to_pylist() == [["a"], [None], ["b"]]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_a_table_is_read_back_whatever_ends_lines_in_it(name: str, bundle_folder: Path, tmp_path: Path) -> None:
+    ends = ["a\rb", "\r", "a\nb", "a\r\nb\r\n", "a\tb,c", 'a"b']
+    source, out = tmp_path / "in.jsonl", tmp_path / name
+    source.write_text("".join(json.dumps({"text": "good", "of\rit": end}) + "\n" for end in ends))
+    assert main(["predict", str(bundle_folder), str(source), "--out", str(out), "--keep", "all"]) == 0
+    assert [row["of\rit"] for row in unpacked(out)] == ends
+    assert out.read_bytes().count(b"\r\n") == 2
+
+
 def test_what_json_cannot_spell_does_not_end_the_run(
     bundle_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
