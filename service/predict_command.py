@@ -150,16 +150,16 @@ def check_usage(args: argparse.Namespace) -> None:
 def choose_runner(args: argparse.Namespace, before: dict[str, Any] | None) -> Runner:
     """What answers, with the model loaded; a run that goes on has the precision that it had."""
     folder = local_folder(parse_location(args.bundle))
+    precision = before["settings"].get("precision", "auto") if before and args.precision == "auto" else args.precision
     if args.ray:
         from service.predict_ray import OnRay
 
-        return OnRay(args.ray, folder, args.device, args.precision)
+        return OnRay(args.ray, folder, args.device, precision)
     from model.bundle import load_bundle
     from model.device import choose_device
     from service.predict import Here
     from service.predictor import Predictor
 
-    precision = before["settings"].get("precision", "auto") if before and args.precision == "auto" else args.precision
     predictor = Predictor(load_bundle(folder), choose_device(args.device), precision)
     gc.freeze()  # else collections look through all of torch again and again: 20 µs a text, twice what writing it costs
     return Here(predictor)

@@ -330,6 +330,20 @@ def test_a_cluster_gives_the_same_file(bundle_folder: Path, write_jsonl: Callabl
     assert (tmp_path / "here.jsonl").read_bytes() == (tmp_path / "there.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_auto_means_on_a_cluster_is_kept_for_a_run_that_goes_on(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, out = write_jsonl([*rows(2100), {}]), tmp_path / "out.jsonl"
+    command = ["predict", str(bundle_folder), str(source), "--out", str(out), "--ray", "local", "--device", "cpu"]
+    program = [sys.executable, "-m", "service", *command]
+    said = subprocess.run(program, cwd=ROOT, stderr=subprocess.PIPE, text=True).stderr
+    assert "2,048 rows are kept" in said
+    settings = json.loads((tmp_path / "out.jsonl.partial.json").read_text())["settings"]
+    assert (settings["device"], settings["precision"] in {"fp32", "bf16"}) == ("ray cpu", True)
+
+
 def test_no_cluster_is_one_line(bundle_folder: Path, write_jsonl: Callable[..., Path], capsys: Capture) -> None:
     data = str(write_jsonl(rows(2)))
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
