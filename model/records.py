@@ -26,7 +26,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COMPRESSIONS = (".gz", ".zst")
 PARQUET = ".parquet"
 SUFFIXES = (".jsonl", *DELIMITERS, PARQUET)
-PARQUET_ROWS = 1024  # decoded at a time
+PARQUET_ROWS, PARQUET_BYTES = 1024, 2**24  # decoded at a time
 csv.field_size_limit(1 << 24)  # the default of 131,072 characters is less than a long document
 
 Record = tuple[int, dict[str, Any] | str]  # line (of Parquet, row) number, and fields or why there are none
@@ -172,12 +172,19 @@ def _parquet(path: Path, raw: IO[bytes], only: Container[str] | None) -> Source:
 
     def records() -> Iterator[Record]:
         nonlocal done
-        for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
+        for batch in file.iter_batches(rows_at_once(file.metadata), columns=wanted):
             for row in batch.to_pylist():
                 done += 1
                 yield done, row
 
     return Source(str(path), records(), columns, lambda: done / max(1, file.metadata.num_rows), file.schema_arrow)
+
+
+def rows_at_once(metadata: Any) -> int:
+    """Rows of a Parquet file to decode at a time: fewer where they are large, by the mean of the worst row group."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    row_bytes = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(PARQUET_ROWS, int(PARQUET_BYTES / max(1, row_bytes))))
 
 
 def _jsonl(lines: Iterable[bytes]) -> Iterator[Record]:

@@ -80,7 +80,7 @@ class Answering:
         texts = [text for text in chunk.texts if not isinstance(text, BadRow)]
         answered = iter(answer_all(self._predictor, texts, self._on_long, self._launching))
         answers = [TextAnswer([], text) if isinstance(text, BadRow) else next(answered) for text in chunk.texts]
-        first_bad = next((str(text) for text in chunk.texts if isinstance(text, BadRow)), None)
+        first_bad = next((text for text in chunk.texts if isinstance(text, BadRow)), None)
         return Written(self._output.encode(chunk.kept, answers), count(answers), chunk.share, first_bad)
 
 

@@ -125,7 +125,8 @@ def predict(args: argparse.Namespace, progress: Progress) -> None:
         skip_rows = sink.totals.rows
         reading = Reading(file=args.file, text_column=args.text_column, kept=kept, only=wanted, skip_rows=skip_rows)
         with progress.of(sink, keeps=file is not None and settings is not None):
-            write_all(runner.run(reading, output, args.on_long), sink, progress, args.bad_rows)
+            stop_at = source.name if args.bad_rows == "error" else None
+            write_all(runner.run(reading, output, args.on_long), sink, progress, stop_at)
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -149,16 +150,16 @@ def check_usage(args: argparse.Namespace) -> None:
 def choose_runner(args: argparse.Namespace, before: dict[str, Any] | None) -> Runner:
     """What answers, with the model loaded; a run that goes on has the precision that it had."""
     folder = local_folder(parse_location(args.bundle))
+    precision = before["settings"].get("precision", "auto") if before and args.precision == "auto" else args.precision
     if args.ray:
         from service.predict_ray import OnRay
 
-        return OnRay(args.ray, folder, args.device, args.precision)
+        return OnRay(args.ray, folder, args.device, precision)
     from model.bundle import load_bundle
     from model.device import choose_device
     from service.predict import Here
     from service.predictor import Predictor
 
-    precision = before["settings"].get("precision", "auto") if before and args.precision == "auto" else args.precision
     predictor = Predictor(load_bundle(folder), choose_device(args.device), precision)
     gc.freeze()  # else collections look through all of torch again and again: 20 µs a text, twice what writing it costs
     return Here(predictor)
@@ -185,13 +186,14 @@ def settings_of(args: argparse.Namespace, runner: Runner) -> dict[str, Any]:
     }
 
 
-def write_all(written: Generator[Written], sink: Sink, progress: Progress, bad_rows: str) -> None:
-    """Write chunk after chunk. Raises FileError at a bad row where they are not skipped."""
+def write_all(written: Generator[Written], sink: Sink, progress: Progress, stop_at: str | None) -> None:
+    """Write chunk after chunk. Raises FileError at a bad row of the file that stop_at names; None: they are skipped."""
     with contextlib.closing(written):  # also its threads
         for chunk in written:
-            if chunk.first_bad and bad_rows == "error":
+            if chunk.first_bad and stop_at:
+                line, reason = chunk.first_bad.args
                 raise FileError(
-                    f"{chunk.first_bad} (--bad-rows skip gives it an error in its place; {progress.kept()})"
+                    f"{stop_at}:{line}: {reason} (--bad-rows skip gives it an error in its place; {progress.kept()})"
                 )
             sink.write(chunk)
             progress.add(chunk)

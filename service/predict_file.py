@@ -128,6 +128,23 @@ def check_same(out: Path, state: dict[str, Any], settings: dict[str, Any]) -> No
             )
 
 
+def check_left(file: IO[bytes], out: Path, state: dict[str, Any] | None) -> None:
+    """Raise FileError where the file, now locked, is not what was left when the state was read: a model loads long."""
+    stat = os.fstat(file.fileno())
+    try:
+        is_partial = os.path.samestat(stat, partial_path(out).stat())
+    except FileNotFoundError:
+        is_partial = False  # its name is OUT by now
+    is_new = state is None and stat.st_size == 0
+    if not (is_partial and (is_new or read_state(out, resume=state is not None) == state)):
+        raise completed(out)
+
+
+def completed(out: Path) -> FileError:
+    """What to say where a run at the same time was faster."""
+    return FileError(f"{partial_path(out)}: another run has gone on with it or completed it, look at {out.name} first")
+
+
 @contextlib.contextmanager
 def partial_file(
     output: Format, state: dict[str, Any] | None, settings: dict[str, Any] | None
@@ -139,14 +156,15 @@ def partial_file(
     out = output.path
     partial = partial_path(out)
     try:
-        file = partial.open("r+b" if partial.exists() else "xb")
+        file = partial.open("r+b" if state or partial.exists() else "xb")
     except OSError as error:
-        raise FileError(f"{out}: {error.strerror}") from None
+        raise (completed(out) if state else FileError(f"{out}: {error.strerror}")) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileError(f"{partial}: another run is writing it") from None
+        check_left(file, out, state)
         file.truncate(state["bytes"] if state else 0)
         file.seek(0, os.SEEK_END)
         if not state:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import csv
 import gzip
-import io
 import json
 import math
 import os
@@ -84,6 +83,16 @@ class Format:
         partial.replace(self.path)
 
 
+class Lines(list[str]):
+    """What csv writes, with line feeds: it quotes what holds a character of its line end, and a lone \\r must be."""
+
+    end = "\r\n"
+
+    def write(self, line: str) -> None:
+        """The next row."""
+        self.append(line.removesuffix(self.end) + "\n")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table(Format):
     """A flat table: the kept columns, then those of ours."""
@@ -129,9 +138,9 @@ class Table(Format):
         return [self.labels[best], whole.scores[best], *scores, *sets, answer.tokens, answer.rows[0].truncated, None]
 
     def _lines(self, rows: list[list[Any]]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
-        return self.pack(text.getvalue().encode())
+        lines = Lines()
+        csv.writer(lines, delimiter=self.delimiter, lineterminator=lines.end).writerows(rows)
+        return self.pack("".join(lines).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +153,7 @@ class Parquet(Table):
         """Fields of the file."""
         pa = pyarrow(self.path)
         kept = [
-            pa.field(new, pa.string() if self.schema is None else self.schema.field(old).type)
+            pa.field(new, pa.string() if self.schema is None else _spelt_out(pa, self.schema.field(old).type))
             for old, new in self.kept.items()
         ]
         types = {"label": pa.string(), "label_set": pa.list_(pa.string()), "error": pa.string()}
@@ -264,6 +273,23 @@ def _best(labels: Sequence[str], scored: Scored, top_k: int | None) -> list[dict
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _spelt_out(pa: Any, kind: Any) -> Any:
+    """An Arrow type without dictionaries, which are messages of their own in a stream, and would be for each chunk."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _spelt_out(pa, kind.value_type)
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_spelt_out(pa, field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_spelt_out(pa, kind.key_type), _spelt_out(pa, kind.item_type))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = kind.value_field.with_type(_spelt_out(pa, kind.value_type))
+        if types.is_fixed_size_list(kind):
+            return pa.list_(item, kind.list_size)
+        return pa.list_(item) if types.is_list(kind) else pa.large_list(item)
+    return kind
 
 
 def _joined(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.bundle import load_bundle
-from model.device import choose_device
+from model.device import choose_device, choose_precision
 from model.records import FileError
 from service.predict import Answering
 from service.predictor import Predictor
@@ -51,8 +51,6 @@ class OnRay:
             raise ValueError(f"--ray runs on a machine of the cluster (ray job submit -- heed predict ...): {address}")
         self._bundle = load_bundle(folder)
         self._model = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-        self._device, self._precision = device, precision
-        self.settings = {"device": f"ray {device}", "precision": precision, "threads": 1}
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # stderr is for the bar; what fails is raised
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         check_reachable(address)
@@ -60,6 +58,12 @@ class OnRay:
             ray.init(address=address, logging_level="error", log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError) as error:
             raise ValueError(f"--ray {address}: {str(error).splitlines()[0]}") from None
+        self._actors, self._needs = share_cluster(ray.cluster_resources(), device)
+        try:
+            self._device, self._precision = ray.get(ray.remote(**self._needs)(resolve).remote(device, precision))
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from None
+        self.settings = {"device": f"ray {self._device}", "precision": self._precision, "threads": 1}
 
     @property
     def bundle(self) -> Described:
@@ -79,14 +83,13 @@ class OnRay:
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         )
         model = ray.put(self._model)
-        actors, needs = share_cluster(ray.cluster_resources(), self._device)
         answered = rows.map_batches(
             Answerer,
             batch_size=1,
             batch_format="pandas",
-            compute=ActorPoolStrategy(min_size=1, max_size=actors),
+            compute=ActorPoolStrategy(min_size=1, max_size=self._actors),
             fn_constructor_args=[model, self._device, self._precision, output, on_long],
-            **needs,
+            **self._needs,
         )
         try:
             for row in answered.iter_rows():
@@ -113,6 +116,12 @@ def share_cluster(resources: dict[str, float], device: str) -> tuple[int, dict[s
     if device.startswith("cuda") and not gpus:
         raise ValueError(f"the cluster has no GPU: {device}")
     return (gpus, {"num_gpus": 1}) if gpus and device != "cpu" else (max(1, cpus), {"num_cpus": 1})
+
+
+def resolve(device: str, precision: str) -> tuple[str, str]:
+    """What auto means where actors run, once for all of them: the last bits depend on it. Called on such a node."""
+    found = choose_device(device)
+    return str(found), choose_precision(precision, found)
 
 
 class Chunks(Datasource):  # type: ignore[misc]
@@ -156,6 +165,6 @@ class Answerer:
 def _cause(error: BaseException) -> BaseException:
     """What went wrong over there, where it is an error of ours."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ValueError):
+    while isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, ValueError | None):
         cause = getattr(cause, "cause", None) or cause.__cause__
     return cause or error

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 2048  # fills some passes even of short texts, and is soon done again after an interruption
 CHUNK_CHARS = 2**20  # of long texts: a quarter of a million tokens
+NUMBER_CHARS = 8
 
 
 class BadRow(ServiceError):
-    """Stands in the place of a row that has no text. Arguments: file, line and reason."""
+    """Stands in the place of a row that has no text. Arguments: line and reason; an output names no path."""
 
     status, code = 422, "bad_row"
-    template = "{}:{}: {}"
+    template = "line {}: {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Written:
     data: bytes
     totals: Totals
     share: float | None
-    first_bad: str | None
+    first_bad: BadRow | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +84,33 @@ class Reading:
         with open_source(self.file, self.only) as source:
             chunk, chars = Chunk([], [], None), 0
             for line, row in islice(source.records, self.skip_rows, None):
-                text, keeps = self._row(source.name, line, row)
+                text, keeps = self._row(line, row)
                 chunk.texts.append(text)
                 chunk.kept.append(keeps)
                 chars += 0 if isinstance(text, BadRow) else num_chars(text)
-                chars += sum(len(value) for value in keeps.values() if isinstance(value, str))
+                chars += size_of(keeps)
                 if len(chunk.texts) >= CHUNK_ROWS or chars >= CHUNK_CHARS:
                     yield Chunk(chunk.texts, chunk.kept, source.share())
                     chunk, chars = Chunk([], [], None), 0
             if chunk.texts:
                 yield Chunk(chunk.texts, chunk.kept, source.share())
 
-    def _row(self, name: str, line: int, row: dict[str, Any] | str) -> tuple[Text | BadRow, dict[str, Any]]:
+    def _row(self, line: int, row: dict[str, Any] | str) -> tuple[Text | BadRow, dict[str, Any]]:
         try:
             return text_of(row, self.text_column), self.kept.of(row)
         except ValueError as error:
-            return BadRow(name, line, str(error)), self.kept.of_bad(row)
+            return BadRow(line, str(error)), self.kept.of_bad(row)
+
+
+def size_of(value: Any) -> int:
+    """Characters and bytes in a value, and in all that it holds; however deep it is."""
+    size, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        else:
+            size += len(part) if isinstance(part, str | bytes) else NUMBER_CHARS
+    return size

@@ -22,8 +22,8 @@ from samples import ROOT, rows
 
 from model.bundle import load_bundle
 from model.device import choose_device
-from model.records import open_source, read_records
-from service import predict_progress, predict_rows
+from model.records import PARQUET_ROWS, open_source, read_records, rows_at_once
+from service import predict_command, predict_progress, predict_rows
 from service.cli import main
 from service.predict import answer_all, predict_texts
 from service.predict_columns import Kept
@@ -139,6 +139,28 @@ def test_parquet_keeps_types_and_json_says_them(bundle_folder: Path, tmp_path: P
     assert (first["id"], first["at"], first["of"]) == (1, "2026-01-02T03:04:00+00:00", [1.5])
 
 
+def test_parquet_keeps_the_values_of_categories(bundle_folder: Path, tmp_path: Path) -> None:
+    kinds = pa.array(["a", None, "b"]).dictionary_encode()
+    nested = pa.ListArray.from_arrays([0, 1, 2, 3], kinds)
+    columns = {"kind": kinds, "nested": nested, "text": ["a lovely film", "an awful film", "dull"]}
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table(columns), source)
+    assert pa.types.is_dictionary(pq.read_schema(source).field("kind").type)
+    assert main(["predict", str(bundle_folder), str(source), "--out", str(out), "--keep", "kind,nested"]) == 0
+    assert pq.read_table(out)["kind"].to_pylist() == ["a", None, "b"]
+    assert pq.read_table(out)["nested"].to_pylist() == [["a"], [None], ["b"]]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_a_table_is_read_back_whatever_ends_lines_in_it(name: str, bundle_folder: Path, tmp_path: Path) -> None:
+    ends = ["a\rb", "\r", "a\nb", "a\r\nb\r\n", "a\tb,c", 'a"b']
+    source, out = tmp_path / "in.jsonl", tmp_path / name
+    source.write_text("".join(json.dumps({"text": "good", "of\rit": end}) + "\n" for end in ends))
+    assert main(["predict", str(bundle_folder), str(source), "--out", str(out), "--keep", "all"]) == 0
+    assert [row["of\rit"] for row in unpacked(out)] == ends
+    assert out.read_bytes().count(b"\r\n") == 2
+
+
 def test_what_json_cannot_spell_does_not_end_the_run(
     bundle_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +194,8 @@ def test_a_bad_row_stops_the_run_or_has_an_error_in_its_place(
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer.get("id") for answer in answers] == [1, 2, None, None, 3]
     assert [answer.get("error", {}).get("code") for answer in answers] == [None, *["bad_row"] * 3, None]
+    assert answers[1]["error"]["message"] == "line 2: text is missing or not a string: int"
+    assert str(tmp_path) not in out.read_text()
 
 
 def test_a_row_with_a_field_that_the_table_has_no_column_for_is_bad(
@@ -242,6 +266,37 @@ def test_another_run_does_not_go_on(
     assert "does not hold what out.jsonl.partial.json says" in resumed(bundle_folder)
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_run_that_another_overtakes_leaves_its_file_alone(
+    name: str,
+    when: str,
+    bundle_folder: Path,
+    write_jsonl: Callable[..., Path],
+    tmp_path: Path,
+    capsys: Capture,
+    small_chunks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = write_jsonl([*rows(100), {}]), tmp_path / name
+    command = ["predict", str(bundle_folder), str(source), "--out", str(out)]
+    assert main(command) == 2
+    assert "64 rows are kept" in capsys.readouterr().err
+    place, overtaken = (predict_command, "check_same") if when == "before it is opened" else (fcntl, "flock")
+    really = getattr(place, overtaken)
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(place, overtaken, really)
+        assert main([*command, "--bad-rows", "skip", "--resume"]) == 0
+        really(*arguments)
+
+    monkeypatch.setattr(place, overtaken, late)
+    assert main([*command, "--bad-rows", "skip", "--resume"]) == 2
+    assert f"another run has gone on with it or completed it, look at {name} first" in capsys.readouterr().err
+    assert len(unpacked(out)) == 101
+    assert not list(tmp_path.glob("*partial*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sign", "name"), [(signal.SIGKILL, "out.jsonl.gz"), (signal.SIGINT, "out.parquet")])
 def test_a_killed_process_costs_no_row(sign: signal.Signals, name: str, bundle_folder: Path, tmp_path: Path) -> None:
@@ -275,6 +330,20 @@ def test_a_cluster_gives_the_same_file(bundle_folder: Path, write_jsonl: Callabl
     assert (tmp_path / "here.jsonl").read_bytes() == (tmp_path / "there.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_auto_means_on_a_cluster_is_kept_for_a_run_that_goes_on(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, out = write_jsonl([*rows(2100), {}]), tmp_path / "out.jsonl"
+    command = ["predict", str(bundle_folder), str(source), "--out", str(out), "--ray", "local", "--device", "cpu"]
+    program = [sys.executable, "-m", "service", *command]
+    said = subprocess.run(program, cwd=ROOT, stderr=subprocess.PIPE, text=True).stderr
+    assert "2,048 rows are kept" in said
+    settings = json.loads((tmp_path / "out.jsonl.partial.json").read_text())["settings"]
+    assert (settings["device"], settings["precision"] in {"fp32", "bf16"}) == ("ray cpu", True)
+
+
 def test_no_cluster_is_one_line(bundle_folder: Path, write_jsonl: Callable[..., Path], capsys: Capture) -> None:
     data = str(write_jsonl(rows(2)))
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
@@ -290,6 +359,23 @@ def test_huge_texts_are_few_in_a_chunk(write_jsonl: Callable[..., Path], monkeyp
         assert max(len(chunk.texts) for chunk in chunks) == most
         assert sum(len(chunk.texts) for chunk in chunks) == 10
         assert 0 < chunks[0].share <= chunks[-1].share == 1  # type: ignore[operator]
+
+
+def test_whatever_is_kept_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_rows, "CHUNK_CHARS", 1000)
+    for large in ("y" * 300, b"y" * 300, ["y" * 150] * 2, [{"of": ["y" * 300]}], [1.0] * 40):
+        pq.write_table(pa.table({"text": ["good"] * 9, "more": [large] * 9}), tmp_path / "in.parquet")
+        kept = Kept({"more": "more"})
+        reading = Reading(file=str(tmp_path / "in.parquet"), text_column="text", kept=kept, only=None)
+        assert [len(chunk.texts) for chunk in reading.chunks()] == [4, 4, 1]
+
+
+def test_large_rows_of_parquet_are_few_in_memory(tmp_path: Path) -> None:
+    for row_bytes, rows_decoded in ((1, PARQUET_ROWS), (2**20, 15)):
+        pq.write_table(pa.table({"of": [os.urandom(row_bytes) for _ in range(20)]}), tmp_path / "in.parquet")
+        assert rows_at_once(pq.read_metadata(tmp_path / "in.parquet")) == rows_decoded
+    pq.write_table(pa.table({"of": []}), tmp_path / "in.parquet")
+    assert rows_at_once(pq.read_metadata(tmp_path / "in.parquet")) == PARQUET_ROWS
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet"])
