@@ -67,7 +67,7 @@ class NoSuchAnswer(ServiceError):
 
     status, code = 404, "no_such_answer"
     template = (
-        "no answer is remembered of this request_id and index: check them; "
+        "no answer is remembered of this request_id and index: check them, and that the API key is the one that asked; "
         "answers are remembered for {:g} days, of the last {} requests"
     )
 

@@ -73,21 +73,21 @@ class Feedback:
         self._store.close()
 
     def remember(
-        self, request_id: str, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]
+        self, request_id: str, key: str, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]
     ) -> None:
-        """Note what was answered to a request."""
+        """Note what was answered to a request of a key."""
         predictions = [prediction(model.bundle, answer.result) for answer in answers]
         kept = list(texts) if self._settings.keep_text else None
-        answer = Answer(request_id, time.time(), model.name, model.bundle.version, predictions, kept)
+        answer = Answer(request_id, key, time.time(), model.name, model.bundle.version, predictions, kept)
         self._waiting.append(answer)
         self._waiting_bytes += size(answer)
         while self._waiting_bytes > WAITING_BYTES:
             self._waiting_bytes -= size(self._waiting.popleft())
             metrics.UNREMEMBERED.inc()
 
-    async def answered(self, request_id: str, index: int) -> tuple[Answer, Prediction]:
-        """What was answered to a text. Raises NoSuchAnswer, StoreUnavailable where that cannot be said."""
-        answer = await self._settled(request_id) if is_request_id(request_id) else None
+    async def answered(self, request_id: str, key: str, index: int) -> tuple[Answer, Prediction]:
+        """What was answered to a text of a key. Raises NoSuchAnswer, StoreUnavailable where that cannot be said."""
+        answer = await self._settled(request_id, key) if is_request_id(request_id) else None
         if answer is None and self._is_failing:
             raise StoreUnavailable
         found = answer.predictions[index] if answer is not None and index < len(answer.predictions) else None
@@ -95,10 +95,10 @@ class Feedback:
             raise NoSuchAnswer(self._settings.feedback_days, self._settings.feedback_answers)
         return answer, found
 
-    async def _settled(self, request_id: str) -> Answer | None:
+    async def _settled(self, request_id: str, key: str) -> Answer | None:
         """The answer; one that is not there yet may be waiting to be written, in this replica or another."""
         for _ in range(LOOKS):
-            answer = await self._ask(lambda: self._store.answer(request_id))
+            answer = await self._ask(lambda: self._store.answer(request_id, key))
             if answer is not None:
                 return answer
             await asyncio.sleep(LOOK_EVERY_S)

@@ -51,7 +51,10 @@ class FeedbackRequest(BaseModel):
     )
 
     request_id: Annotated[
-        str, Field(min_length=1, max_length=MAX_REQUEST_ID, description="Of the answer; its X-Request-Id.")
+        str,
+        Field(
+            min_length=1, max_length=MAX_REQUEST_ID, description="Of an answer to the same API key; its X-Request-Id."
+        ),
     ]
     index: Annotated[int, Field(ge=0, description="Which text of the request, from 0."), Whole]
     label: Annotated[str | None, Field(description="The right one.")] = None
@@ -103,11 +106,13 @@ def routes(service: Service) -> list[Route]:
 
     async def give(http: Request) -> Response:
         request = parse_request(model, await service.body(http))  # 1. bytes -> a label for a text
-        answer, (predicted, score) = await feedback.answered(request.request_id, request.index)  # 2. what was said
+        key = http.state.key or ""
+        answer, (predicted, score) = await feedback.answered(request.request_id, key, request.index)  # 2. what was said
         label = checked_label(request, service.models.find(answer.model).bundle)  # 3. refuse what is no label
         text = request.input if answer.texts is None else answer.texts[request.index]
         kept = Label(
             request_id=request.request_id,
+            key=key,
             index=request.index,
             answered_at=answer.at,
             at=time.time(),
@@ -116,7 +121,6 @@ def routes(service: Service) -> list[Route]:
             label=label,
             predicted=predicted,
             score=score,
-            key=http.state.key,
             text=text,
         )
         await feedback.keep(kept)  # 4. on disk before it is acknowledged

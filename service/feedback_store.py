@@ -51,6 +51,7 @@ ANSWERS = Table(
     "heed_answers",
     SCHEMA,
     Column("request_id", String, primary_key=True),  # chosen by callers: of two, the later is remembered
+    Column("key", String, primary_key=True),  # the name of the API key that asked; "" without keys
     Column("at", Double, nullable=False, index=True),  # seconds since 1970, of a replica's clock
     Column("model", String, nullable=False),
     Column("version", String, nullable=False),
@@ -61,6 +62,7 @@ LABELS = Table(
     "heed_labels",
     SCHEMA,
     Column("request_id", String, primary_key=True),
+    Column("key", String, primary_key=True),  # of the answer and of the label: nobody labels what others asked
     Column("index", Integer, primary_key=True),
     Column("answered_at", Double, primary_key=True),  # a label for one answer replaces none of another of that id
     Column("at", Double, nullable=False, index=True),
@@ -69,7 +71,6 @@ LABELS = Table(
     Column("label", Text, nullable=False),  # JSON
     Column("predicted", Text, nullable=False),  # JSON
     Column("score", Double, nullable=False),
-    Column("key", String),  # the name of the API key that the label came with
     Column("text", Text),  # JSON: a string, or a list of two; null where neither request brought it to keep
 )
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -89,6 +90,7 @@ class Answer:
     """What was answered to one request; texts only where they are kept."""
 
     request_id: str
+    key: str
     at: float
     model: str
     version: str
@@ -101,6 +103,7 @@ class Label:
     """The label that somebody gave a text, and what the model had said of it."""
 
     request_id: str
+    key: str
     index: int
     answered_at: float
     at: float
@@ -109,7 +112,6 @@ class Label:
     label: Labelled
     predicted: Labelled
     score: float
-    key: str | None
     text: Input | None
 
 
@@ -147,10 +149,11 @@ class Store:
         self._engine.dispose()
 
     def remember(self, answers: Sequence[Answer]) -> None:
-        """Remember answers; of two to one request id the later."""
+        """Remember answers; of two to one request id of a key the later."""
         rows = [
             {
                 "request_id": answer.request_id,
+                "key": answer.key,
                 "at": answer.at,
                 "model": answer.model,
                 "version": answer.version,
@@ -161,10 +164,11 @@ class Store:
         ]
         self._put(ANSWERS, rows)
 
-    def answer(self, request_id: str) -> Answer | None:
-        """What was answered to a request, None where that is not remembered."""
+    def answer(self, request_id: str, key: str) -> Answer | None:
+        """What was answered to a request of a key, None where that is not remembered."""
         with self._connected() as connection:
-            row = connection.execute(select(ANSWERS).where(ANSWERS.c.request_id == request_id)).one_or_none()
+            asked = select(ANSWERS).where(ANSWERS.c.request_id == request_id, ANSWERS.c.key == key)
+            row = connection.execute(asked).one_or_none()
         return None if row is None else _answer(row)
 
     def keep(self, label: Label) -> None:
@@ -204,7 +208,7 @@ class Store:
         return self._delete_some(ANSWERS, ANSWERS.c.at <= until)
 
     def delete_request(self, request_id: str) -> int:
-        """Delete what is stored of a request id, answers and labels; how many rows that was."""
+        """Delete what is stored of a request id, answers and labels of all keys; how many rows that was."""
         return sum(self._delete(table, table.c.request_id == request_id) for table in (ANSWERS, LABELS))
 
     def delete_before(self, until: float) -> int:

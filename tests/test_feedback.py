@@ -168,6 +168,25 @@ def test_a_label_says_with_which_key_it_came(bundle_folder: Path, tmp_path: Path
     assert [label.key for label in labels(file, request_id)] == ["annotators"]
 
 
+def test_a_caller_neither_labels_nor_replaces_what_another_was_answered(bundle_folder: Path, tmp_path: Path) -> None:
+    file, keys = tmp_path / "labels.db", {name: new_key(name) for name in ("one", "other", "third")}
+    known = [str(line) for _, line in keys.values()]
+    with served({"mood": bundle_folder}, feedback_store=str(file), api_keys=known) as url, httpx.Client() as client:
+
+        def send(path: str, name: str, body: object) -> int:
+            headers = {"Authorization": f"Bearer {keys[name][0]}", "X-Request-Id": "same"}
+            return client.post(f"{url}{path}", json=body, headers=headers).status_code
+
+        for name, text in (("one", TEXT), ("other", "the dull town")):
+            assert send("/v1/classify", name, {"texts": [text]}) == 200
+        sent = {"request_id": "same", "index": 0, "label": "negative"}
+        assert [send(ROUTE, name, sent) for name in keys] == [202, 202, 404]
+    assert {(label.key, label.predicted) for label in labels(file, "same")} == {
+        ("one", "positive"),
+        ("other", "negative"),
+    }
+
+
 def test_labels_are_counted(client: httpx.Client) -> None:
     def value() -> float:
         lines = client.get("/metrics").text.splitlines()
@@ -216,7 +235,7 @@ def test_a_replica_that_stops_has_remembered_what_it_answered(bundle_folder: Pat
     with served({"mood": bundle_folder}, feedback_store=str(file)) as url, httpx.Client(base_url=url) as client:
         request_id = asked(client)
     store = Store(str(file), wait_s=5)
-    assert store.answer(request_id) is not None
+    assert store.answer(request_id, "") is not None
     store.close()
 
 
@@ -273,7 +292,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
         store = Store(str(tmp_path / "labels.db"), wait_s=0)
         remembering = Feedback(store, settings)
         for n in range(100):
-            remembering.remember(str(n), model, ["a" * 300], [])
+            remembering.remember(str(n), "", model, ["a" * 300], [])
         with locked(tmp_path / "labels.db"):
             remembering.start()
             await asyncio.sleep(2 * feedback.WRITE_EVERY_S)
@@ -286,7 +305,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
     before = dropped()
     asyncio.run(remember())
     store = Store(str(tmp_path / "labels.db"), wait_s=0)
-    assert [n for n in range(100) if store.answer(str(n))] == [96, 97, 98, 99]
+    assert [n for n in range(100) if store.answer(str(n), "")] == [96, 97, 98, 99]
     assert dropped() - before == 96
     store.close()
 
@@ -294,13 +313,13 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
 def test_old_answers_are_forgotten_while_it_runs(bundle_folder: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "labels.db")
     store = Store(file, wait_s=5)
-    store.remember([Answer(str(n), time.time() - n * 86_400 - 60, "mood", "v", [], None) for n in range(5)])
+    store.remember([Answer(str(n), "", time.time() - n * 86_400 - 60, "mood", "v", [], None) for n in range(5)])
     with served({"mood": bundle_folder}, feedback_store=file, feedback_days=3, feedback_answers=2) as url:
         while store.counts()["mood"].remembered > 2:
             time.sleep(0.05)
         sent = {"request_id": "3", "index": 0, "label": "negative"}
         assert "for 3 days, of the last 2 requests" in httpx.post(f"{url}{ROUTE}", json=sent).text
-    assert [store.answer(str(n)) is not None for n in range(5)] == [True, True, False, False, False]
+    assert [store.answer(str(n), "") is not None for n in range(5)] == [True, True, False, False, False]
     store.close()
 
 
