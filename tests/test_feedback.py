@@ -206,13 +206,13 @@ def test_no_number_of_look_ups_holds_up_a_label(tmp_path: Path, monkeypatch: pyt
 
     class Slow(Store):
         def answer(self, request_id: str, key: str) -> Answer | None:
-            are_done.wait(20)
+            are_done.wait(5)
             return super().answer(request_id, key)
 
     async def keep() -> None:
         taking = Feedback(Slow(str(file), wait_s=5), Settings(feedback_store=str(file)))
         taking.start()
-        looks = [asyncio.create_task(taking.answered(str(n), "", 0)) for n in range(20)]
+        looks = [asyncio.create_task(taking.answered(str(n), "", 0)) for n in range(8)]
         await asyncio.sleep(0)
         await taking.keep(Label("r", "", 0, 1.0, 2.0, "mood", "v", "negative", "positive", 0.9, None))
         assert not any(look.done() for look in looks)
