@@ -63,12 +63,12 @@ class NoSuchModel(ServiceError):
 
 
 class NoSuchAnswer(ServiceError):
-    """Arguments: days and requests that are remembered."""
+    """Arguments: days and texts that are remembered."""
 
     status, code = 404, "no_such_answer"
     template = (
-        "no answer is remembered of this request_id and index: check them; "
-        "answers are remembered for {:g} days, of the last {} requests"
+        "no answer is remembered of this request_id and index: check them, and that the API key is the one that asked; "
+        "answers are remembered for {:g} days, of the last {} texts"
     )
 
 
@@ -157,7 +157,7 @@ class NotReady(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """Answers a label that was not kept. The log says why."""
+    """Answers a label that was not kept. The log says why, of the first of several."""
 
     status, code = 503, "store_unavailable"
     template = "the store of labels does not answer, nothing was kept: send it again"

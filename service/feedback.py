@@ -42,6 +42,8 @@ BATCH = 1000  # requests in a transaction
 WAITING_BYTES = 64 * 2**20  # about so much of answers waits to be written
 LOOKS, LOOK_EVERY_S = 10, 0.1  # after them an answer is written, by whichever replica gave it
 STORE_WAIT_S = 5
+NOT_FOUND = "the answer to request %s could not be looked up, nor labelled: %s"
+NOT_KEPT = "the label of an answer to request %s was not kept: %s"
 FORGET_EVERY_S = 60.0
 DAY_S = 86_400.0
 
@@ -54,8 +56,10 @@ class Feedback:
         self._waiting: deque[Answer] = deque()
         self._waiting_bytes = 0
         self._is_failing = False
+        self._said: set[str] = set()  # NOT_FOUND, NOT_KEPT: once, until it works again
         self._closing = asyncio.Event()
-        self._threads = ThreadPoolExecutor(CONNECTIONS, "feedback")
+        self._looking = ThreadPoolExecutor(CONNECTIONS - 1, "feedback-looking")
+        self._saving = ThreadPoolExecutor(1, "feedback-saving")  # waits for no look-ups, however many there are
 
     def start(self) -> None:
         """Write from now on, and forget."""
@@ -69,25 +73,26 @@ class Feedback:
         await self._writing
         if self._waiting:
             log.error("the answers of %d requests were not stored: no label can be given them", len(self._waiting))
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._looking, self._saving):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
     def remember(
-        self, request_id: str, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]
+        self, request_id: str, key: str, model: ServedModel, texts: Sequence[Text], answers: Sequence[TextAnswer]
     ) -> None:
-        """Note what was answered to a request."""
+        """Note what was answered to a request of a key."""
         predictions = [prediction(model.bundle, answer.result) for answer in answers]
         kept = list(texts) if self._settings.keep_text else None
-        answer = Answer(request_id, time.time(), model.name, model.bundle.version, predictions, kept)
+        answer = Answer(request_id, key, time.time(), model.name, model.bundle.version, predictions, kept)
         self._waiting.append(answer)
         self._waiting_bytes += size(answer)
         while self._waiting_bytes > WAITING_BYTES:
             self._waiting_bytes -= size(self._waiting.popleft())
             metrics.UNREMEMBERED.inc()
 
-    async def answered(self, request_id: str, index: int) -> tuple[Answer, Prediction]:
-        """What was answered to a text. Raises NoSuchAnswer, StoreUnavailable where that cannot be said."""
-        answer = await self._settled(request_id) if is_request_id(request_id) else None
+    async def answered(self, request_id: str, key: str, index: int) -> tuple[Answer, Prediction]:
+        """What was answered to a text of a key. Raises NoSuchAnswer, StoreUnavailable where that cannot be said."""
+        answer = await self._settled(request_id, key) if is_request_id(request_id) else None
         if answer is None and self._is_failing:
             raise StoreUnavailable
         found = answer.predictions[index] if answer is not None and index < len(answer.predictions) else None
@@ -95,10 +100,10 @@ class Feedback:
             raise NoSuchAnswer(self._settings.feedback_days, self._settings.feedback_answers)
         return answer, found
 
-    async def _settled(self, request_id: str) -> Answer | None:
+    async def _settled(self, request_id: str, key: str) -> Answer | None:
         """The answer; one that is not there yet may be waiting to be written, in this replica or another."""
         for _ in range(LOOKS):
-            answer = await self._ask(lambda: self._store.answer(request_id))
+            answer = await self._ask(self._looking, lambda: self._store.answer(request_id, key), NOT_FOUND, request_id)
             if answer is not None:
                 return answer
             await asyncio.sleep(LOOK_EVERY_S)
@@ -106,15 +111,21 @@ class Feedback:
 
     async def keep(self, label: Label) -> None:
         """Keep a label; it is on disk when this returns. Raises StoreUnavailable."""
-        await self._ask(lambda: self._store.keep(label))
+        await self._ask(self._saving, lambda: self._store.keep(label), NOT_KEPT, label.request_id)
         metrics.FEEDBACK.labels(label.model).inc()
 
-    async def _ask(self, function: Callable[[], Result]) -> Result:
+    async def _ask(
+        self, threads: ThreadPoolExecutor, function: Callable[[], Result], failure: str, request_id: str
+    ) -> Result:
         try:
-            return await self._in_thread(function)
+            result = await in_thread(threads, function)
         except StoreError as error:
-            log.warning("a label was not kept: %s", error)
+            if failure not in self._said:
+                log.error(failure, request_id, error)
+            self._said.add(failure)
             raise StoreUnavailable from None
+        self._said.discard(failure)
+        return result
 
     async def _write_loop(self) -> None:
         while not self._closing.is_set():
@@ -127,7 +138,7 @@ class Feedback:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             try:
-                await self._in_thread(lambda batch=batch: self._store.remember(batch))  # type: ignore[misc]
+                await in_thread(self._saving, lambda batch=batch: self._store.remember(batch))  # type: ignore[misc]
             except StoreError as error:
                 self._waiting.extendleft(reversed(batch))
                 if not self._is_failing:
@@ -150,12 +161,14 @@ class Feedback:
 
     async def _forget(self) -> None:
         before, most = time.time() - DAY_S * self._settings.feedback_days, self._settings.feedback_answers
-        until = await self._in_thread(lambda: self._store.outdated(before, most))
-        while await self._in_thread(lambda: self._store.forget_some(until)):
+        until = await in_thread(self._looking, lambda: self._store.outdated(before, most))
+        while await in_thread(self._saving, lambda: self._store.forget_some(until)):
             pass
 
-    async def _in_thread(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+async def in_thread(threads: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
+    """What the function returns, called in one of the threads."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function)
 
 
 def prediction(bundle: Described, result: Scored | ServiceError) -> Prediction | None:

@@ -104,7 +104,7 @@ def row(label: Label) -> dict[str, Any]:
         "predicted": label.predicted,
         "score": label.score,
         "at": datetime.fromtimestamp(label.at, UTC).isoformat(),
-        "key": label.key,
+        "key": label.key or None,
     }
 
 

@@ -51,7 +51,10 @@ class FeedbackRequest(BaseModel):
     )
 
     request_id: Annotated[
-        str, Field(min_length=1, max_length=MAX_REQUEST_ID, description="Of the answer; its X-Request-Id.")
+        str,
+        Field(
+            min_length=1, max_length=MAX_REQUEST_ID, description="Of an answer to the same API key; its X-Request-Id."
+        ),
     ]
     index: Annotated[int, Field(ge=0, description="Which text of the request, from 0."), Whole]
     label: Annotated[str | None, Field(description="The right one.")] = None
@@ -103,11 +106,14 @@ def routes(service: Service) -> list[Route]:
 
     async def give(http: Request) -> Response:
         request = parse_request(model, await service.body(http))  # 1. bytes -> a label for a text
-        answer, (predicted, score) = await feedback.answered(request.request_id, request.index)  # 2. what was said
+        service.access.charge(http.state.key, 1)
+        key = http.state.key or ""
+        answer, (predicted, score) = await feedback.answered(request.request_id, key, request.index)  # 2. what was said
         label = checked_label(request, service.models.find(answer.model).bundle)  # 3. refuse what is no label
         text = request.input if answer.texts is None else answer.texts[request.index]
         kept = Label(
             request_id=request.request_id,
+            key=key,
             index=request.index,
             answered_at=answer.at,
             at=time.time(),
@@ -116,7 +122,6 @@ def routes(service: Service) -> list[Route]:
             label=label,
             predicted=predicted,
             score=score,
-            key=http.state.key,
             text=text,
         )
         await feedback.keep(kept)  # 4. on disk before it is acknowledged
@@ -136,7 +141,7 @@ def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of it."""
     if service.feedback is None:
         return {}
-    errors = dict.fromkeys((400, 401, 404, 413, 422, 500, 503, 504), ErrorResponse)
+    errors = dict.fromkeys((400, 401, 404, 413, 422, 429, 500, 503, 504), ErrorResponse)
     request = feedback_request(service.settings)
     return {PATH: {"post": operation("send a correction", FeedbackResponse, errors, request, 202)}}
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     URL,
     Column,
     Double,
+    Index,
     Integer,
     MetaData,
     String,
@@ -51,16 +52,20 @@ ANSWERS = Table(
     "heed_answers",
     SCHEMA,
     Column("request_id", String, primary_key=True),  # chosen by callers: of two, the later is remembered
-    Column("at", Double, nullable=False, index=True),  # seconds since 1970, of a replica's clock
+    Column("key", String, primary_key=True),  # the name of the API key that asked; "" without keys
+    Column("at", Double, nullable=False),  # seconds since 1970, of a replica's clock
+    Column("text_count", Integer, nullable=False),
     Column("model", String, nullable=False),
     Column("version", String, nullable=False),
     Column("predictions", Text, nullable=False),  # JSON: of each text a Prediction, or null where it failed
     Column("texts", Text),  # JSON, which spells out characters that PostgreSQL has not; null without keep_text
+    Index("heed_answers_at", "at", "text_count"),  # all that outdated() reads
 )
 LABELS = Table(
     "heed_labels",
     SCHEMA,
     Column("request_id", String, primary_key=True),
+    Column("key", String, primary_key=True),  # of the answer and of the label: nobody labels what others asked
     Column("index", Integer, primary_key=True),
     Column("answered_at", Double, primary_key=True),  # a label for one answer replaces none of another of that id
     Column("at", Double, nullable=False, index=True),
@@ -69,7 +74,6 @@ LABELS = Table(
     Column("label", Text, nullable=False),  # JSON
     Column("predicted", Text, nullable=False),  # JSON
     Column("score", Double, nullable=False),
-    Column("key", String),  # the name of the API key that the label came with
     Column("text", Text),  # JSON: a string, or a list of two; null where neither request brought it to keep
 )
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -89,6 +93,7 @@ class Answer:
     """What was answered to one request; texts only where they are kept."""
 
     request_id: str
+    key: str
     at: float
     model: str
     version: str
@@ -101,6 +106,7 @@ class Label:
     """The label that somebody gave a text, and what the model had said of it."""
 
     request_id: str
+    key: str
     index: int
     answered_at: float
     at: float
@@ -109,7 +115,6 @@ class Label:
     label: Labelled
     predicted: Labelled
     score: float
-    key: str | None
     text: Input | None
 
 
@@ -147,11 +152,13 @@ class Store:
         self._engine.dispose()
 
     def remember(self, answers: Sequence[Answer]) -> None:
-        """Remember answers; of two to one request id the later."""
+        """Remember answers; of two to one request id of a key the later."""
         rows = [
             {
                 "request_id": answer.request_id,
+                "key": answer.key,
                 "at": answer.at,
+                "text_count": len(answer.predictions),
                 "model": answer.model,
                 "version": answer.version,
                 "predictions": _json(answer.predictions),
@@ -161,10 +168,11 @@ class Store:
         ]
         self._put(ANSWERS, rows)
 
-    def answer(self, request_id: str) -> Answer | None:
-        """What was answered to a request, None where that is not remembered."""
+    def answer(self, request_id: str, key: str) -> Answer | None:
+        """What was answered to a request of a key, None where that is not remembered."""
         with self._connected() as connection:
-            row = connection.execute(select(ANSWERS).where(ANSWERS.c.request_id == request_id)).one_or_none()
+            asked = select(ANSWERS).where(ANSWERS.c.request_id == request_id, ANSWERS.c.key == key)
+            row = connection.execute(asked).one_or_none()
         return None if row is None else _answer(row)
 
     def keep(self, label: Label) -> None:
@@ -194,8 +202,10 @@ class Store:
         return {name: Count(*labels.get(name, (0, 0, 0)), answers.get(name, 0)) for name in names}
 
     def outdated(self, before: float, most: int) -> float:
-        """The time up to which answers are too old, or too many; seconds since 1970."""
-        beyond = select(ANSWERS.c.at).order_by(ANSWERS.c.at.desc()).offset(most).limit(1)
+        """The time up to which answers are too old, or of more texts than `most` with the later; seconds since 1970."""
+        so_far = func.sum(ANSWERS.c.text_count).over(order_by=ANSWERS.c.at.desc()).label("so_far")
+        running = select(ANSWERS.c.at, so_far).subquery()
+        beyond = select(func.max(running.c.at)).where(running.c.so_far > most)
         with self._connected() as connection:
             return max(before, connection.execute(beyond).scalar() or before)
 
@@ -204,7 +214,7 @@ class Store:
         return self._delete_some(ANSWERS, ANSWERS.c.at <= until)
 
     def delete_request(self, request_id: str) -> int:
-        """Delete what is stored of a request id, answers and labels; how many rows that was."""
+        """Delete what is stored of a request id, answers and labels of all keys; how many rows that was."""
         return sum(self._delete(table, table.c.request_id == request_id) for table in (ANSWERS, LABELS))
 
     def delete_before(self, until: float) -> int:
@@ -288,7 +298,7 @@ def _set_up(connection: sqlite3.Connection, _: object) -> None:
 def _answer(row: Row[Any]) -> Answer:
     predictions = [None if found is None else (found[0], found[1]) for found in json.loads(row.predictions)]
     texts = None if row.texts is None else [_text(found) for found in json.loads(row.texts)]
-    return Answer(**{**row._mapping, "predictions": predictions, "texts": texts})
+    return Answer(row.request_id, row.key, row.at, row.model, row.version, predictions, texts)
 
 
 def _label(row: Row[Any]) -> Label:

@@ -179,7 +179,8 @@ class Service:
             if failed := model.metrics.observe(answered.answers, answered.tokenize_s):
                 log.error("request %s: the model failed on %d of its texts", caller.state.request_id, failed)
             if self.feedback is not None:
-                self.feedback.remember(caller.state.request_id, model, request.inputs, answered.answers)
+                state = caller.state
+                self.feedback.remember(state.request_id, state.key or "", model, request.inputs, answered.answers)
         reply = Reply(model, answered, explained)
         if self.tracing is not None:
             self.tracing.stages(caller.state.span, reply, began, ended, time.perf_counter())

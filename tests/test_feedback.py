@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from replica import Replica, served
 
 from service import feedback, metrics
 from service.feedback import Feedback
-from service.feedback_store import Answer, Store
+from service.feedback_store import Answer, Label, Store
 from service.keys import new_key
 from service.settings import Settings, parse_store
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.bundle import Bundle
-    from service.feedback_store import Label
 
 TEXT = "a lovely film"
 ROUTE = "/v1/feedback"
@@ -117,7 +117,7 @@ def test_answers_in_every_dialect_can_be_labelled(client: httpx.Client, file: Pa
         ({"index": 1}, 404, "no answer is remembered of this request_id and index"),
         ({"index": 10**30}, 404, "no answer is remembered"),
         ({"index": 2}, 404, "no answer is remembered"),  # it failed
-        ({"request_id": "xyzzy\x00"}, 404, "answers are remembered for 30 days, of the last 1000000 requests"),
+        ({"request_id": "xyzzy\x00"}, 404, "answers are remembered for 30 days, of the last 1000000 texts"),
         ({"request_id": "x" * 129}, 422, "request_id: String should have at most 128 characters"),
         ({"index": -1}, 422, "index: "),
         ({"index": "0"}, 422, "index: "),
@@ -168,6 +168,62 @@ def test_a_label_says_with_which_key_it_came(bundle_folder: Path, tmp_path: Path
     assert [label.key for label in labels(file, request_id)] == ["annotators"]
 
 
+def test_a_caller_neither_labels_nor_replaces_what_another_was_answered(bundle_folder: Path, tmp_path: Path) -> None:
+    file, keys = tmp_path / "labels.db", {name: new_key(name) for name in ("one", "other", "third")}
+    known = [str(line) for _, line in keys.values()]
+    with served({"mood": bundle_folder}, feedback_store=str(file), api_keys=known) as url, httpx.Client() as client:
+
+        def send(path: str, name: str, body: object) -> int:
+            headers = {"Authorization": f"Bearer {keys[name][0]}", "X-Request-Id": "same"}
+            return client.post(f"{url}{path}", json=body, headers=headers).status_code
+
+        for name, text in (("one", TEXT), ("other", "the dull town")):
+            assert send("/v1/classify", name, {"texts": [text]}) == 200
+        sent = {"request_id": "same", "index": 0, "label": "negative"}
+        assert [send(ROUTE, name, sent) for name in keys] == [202, 202, 404]
+    assert {(label.key, label.predicted) for label in labels(file, "same")} == {
+        ("one", "positive"),
+        ("other", "negative"),
+    }
+
+
+def test_labels_count_against_the_allowance_of_their_key(bundle_folder: Path, tmp_path: Path) -> None:
+    key, known = new_key("annotators")
+    limits = {"texts_per_second_per_key": 0.01, "max_texts_per_request": 3, "api_keys": [str(known)]}
+    with (
+        served({"mood": bundle_folder}, feedback_store=str(tmp_path / "labels.db"), **limits) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
+    ):
+        sent = {"request_id": "naïve", "index": 0, "label": "negative"}
+        assert [client.post(ROUTE, json=sent).status_code for _ in range(4)] == [404, 404, 404, 429]
+        documented = client.get("/openapi.json").json()["paths"][ROUTE]["post"]["responses"]
+    assert "429" in documented
+
+
+def test_no_number_of_look_ups_holds_up_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "LOOKS", 1)
+    file, are_done = tmp_path / "labels.db", threading.Event()
+
+    class Slow(Store):
+        def answer(self, request_id: str, key: str) -> Answer | None:
+            are_done.wait(5)
+            return super().answer(request_id, key)
+
+    async def keep() -> None:
+        taking = Feedback(Slow(str(file), wait_s=5), Settings(feedback_store=str(file)))
+        taking.start()
+        looks = [asyncio.create_task(taking.answered(str(n), "", 0)) for n in range(8)]
+        await asyncio.sleep(0)
+        await taking.keep(Label("r", "", 0, 1.0, 2.0, "mood", "v", "negative", "positive", 0.9, None))
+        assert not any(look.done() for look in looks)
+        are_done.set()
+        await asyncio.gather(*looks, return_exceptions=True)
+        await taking.close()
+
+    asyncio.run(keep())
+    assert len(labels(file, "r")) == 1
+
+
 def test_labels_are_counted(client: httpx.Client) -> None:
     def value() -> float:
         lines = client.get("/metrics").text.splitlines()
@@ -216,7 +272,7 @@ def test_a_replica_that_stops_has_remembered_what_it_answered(bundle_folder: Pat
     with served({"mood": bundle_folder}, feedback_store=str(file)) as url, httpx.Client(base_url=url) as client:
         request_id = asked(client)
     store = Store(str(file), wait_s=5)
-    assert store.answer(request_id) is not None
+    assert store.answer(request_id, "") is not None
     store.close()
 
 
@@ -239,7 +295,11 @@ def full(file: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("trouble", [locked, full])
 def test_a_store_that_fails_is_a_503_and_what_was_answered_meanwhile_can_be_labelled_later(
-    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any
+    bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Any,
 ) -> None:
     monkeypatch.setattr(feedback, "STORE_WAIT_S", 0)
     file = tmp_path / "labels.db"
@@ -252,13 +312,15 @@ def test_a_store_that_fails_is_a_503_and_what_was_answered_meanwhile_can_be_labe
         assert give(before).status_code == 202
         with trouble(file):
             meanwhile = asked(client)
-            for request_id in (before, meanwhile):
+            for request_id in (before, before, meanwhile):
                 refused = give(request_id)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
                 assert refused.headers["retry-after"] == "1"
                 assert "xyzzy" not in refused.text
         assert [give(request_id).status_code for request_id in (before, meanwhile)] == [202, 202]
         assert client.get("/health").status_code == 200
+    [line] = [line for line in caplog.messages if "the label" in line]  # once
+    assert line.startswith(f"the label of an answer to request {before} was not kept: the feedback store cannot be")
 
 
 def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
@@ -273,7 +335,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
         store = Store(str(tmp_path / "labels.db"), wait_s=0)
         remembering = Feedback(store, settings)
         for n in range(100):
-            remembering.remember(str(n), model, ["a" * 300], [])
+            remembering.remember(str(n), "", model, ["a" * 300], [])
         with locked(tmp_path / "labels.db"):
             remembering.start()
             await asyncio.sleep(2 * feedback.WRITE_EVERY_S)
@@ -286,7 +348,7 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
     before = dropped()
     asyncio.run(remember())
     store = Store(str(tmp_path / "labels.db"), wait_s=0)
-    assert [n for n in range(100) if store.answer(str(n))] == [96, 97, 98, 99]
+    assert [n for n in range(100) if store.answer(str(n), "")] == [96, 97, 98, 99]
     assert dropped() - before == 96
     store.close()
 
@@ -294,13 +356,13 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
 def test_old_answers_are_forgotten_while_it_runs(bundle_folder: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "labels.db")
     store = Store(file, wait_s=5)
-    store.remember([Answer(str(n), time.time() - n * 86_400 - 60, "mood", "v", [], None) for n in range(5)])
+    store.remember([Answer(str(n), "", time.time() - n * 86_400 - 60, "mood", "v", [None], None) for n in range(5)])
     with served({"mood": bundle_folder}, feedback_store=file, feedback_days=3, feedback_answers=2) as url:
         while store.counts()["mood"].remembered > 2:
             time.sleep(0.05)
         sent = {"request_id": "3", "index": 0, "label": "negative"}
-        assert "for 3 days, of the last 2 requests" in httpx.post(f"{url}{ROUTE}", json=sent).text
-    assert [store.answer(str(n)) is not None for n in range(5)] == [True, True, False, False, False]
+        assert "for 3 days, of the last 2 texts" in httpx.post(f"{url}{ROUTE}", json=sent).text
+    assert [store.answer(str(n), "") is not None for n in range(5)] == [True, True, False, False, False]
     store.close()
 
 

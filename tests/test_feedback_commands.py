@@ -25,13 +25,13 @@ DAY_S = 86_400
 def store(tmp_path: Path) -> str:
     """A store with labels of today and of ten days ago."""
     now = time.time()
-    label = Label("r", 0, now, now, "mood", "v1", "negative", "positive", 0.9, "team", "naïve film")
+    label = Label("r", "team", 0, now, now, "mood", "v1", "negative", "positive", 0.9, "naïve film")
     store = Store(str(tmp_path / "labels.db"), wait_s=5)
-    store.remember([Answer("r", now, "mood", "v1", [("positive", 0.9)], None)])
+    store.remember([Answer("r", "team", now, "mood", "v1", [("positive", 0.9)], None)])
     store.keep(label)
     store.keep(replace(label, index=1, label="positive", text=("a", "b"), at=now - 10 * DAY_S))
     store.keep(replace(label, index=2, text=None))
-    store.keep(replace(label, request_id="s", model="tags", label=["a", "b"], predicted=[], key=None))
+    store.keep(replace(label, request_id="s", model="tags", label=["a", "b"], predicted=[], key=""))
     store.close()
     return str(tmp_path / "labels.db")
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ANSWER = Answer("r", 1000.0, "mood", "v1", [("positive", 0.9), None], None)
-LABEL = Label("r", 0, 1000.0, 2000.0, "mood", "v1", "negative", "positive", 0.9, "team", "a lovely film")
+ANSWER = Answer("r", "team", 1000.0, "mood", "v1", [("positive", 0.9), None], None)
+LABEL = Label("r", "team", 0, 1000.0, 2000.0, "mood", "v1", "negative", "positive", 0.9, "a lovely film")
 HARD = "zero \x00, quotes \"'\\, naïve 😀, lines \r\n\u2028"
 
 
@@ -47,16 +47,26 @@ def store(location: str) -> Iterator[Store]:
     ],
 )
 def test_an_answer_is_remembered_as_it_was(store: Store, answer: Answer) -> None:
-    assert store.answer("r") is None
+    assert store.answer("r", "team") is None
     store.remember([answer])
-    assert store.answer("r") == answer
+    assert store.answer("r", "team") == answer
 
 
 def test_of_two_answers_to_one_request_id_the_later_is_remembered(store: Store) -> None:
     store.remember([replace(ANSWER, predictions=[("positive", 0.9)] * 3), replace(ANSWER, at=1001.0)])
     later = replace(ANSWER, at=1002.0, predictions=[("negative", 0.7)])
     store.remember([later])
-    assert store.answer("r") == later
+    assert store.answer("r", "team") == later
+
+
+def test_callers_with_different_keys_may_choose_the_same_request_id(store: Store) -> None:
+    answers = [replace(ANSWER, key=key, at=1000.0 + len(key)) for key in ("", "team")]
+    store.remember(answers)
+    for key in ("", "team"):
+        store.keep(replace(LABEL, key=key))
+    assert [store.answer("r", key) for key in ("", "team", "other")] == [*answers, None]
+    assert {label.key for label in store.labels()} == {"", "team"}
+    assert store.delete_request("r") == 4
 
 
 @pytest.mark.parametrize("text", [None, HARD, (HARD, "b")])
@@ -102,10 +112,11 @@ def test_answers_that_are_too_old_or_too_many_are_forgotten_and_labels_stay(stor
         assert all(deleted <= CHUNK for deleted in rounds)
         return store.counts()["mood"].remembered
 
-    assert left(-1.0, len(numbers)) == len(numbers)
+    assert left(-1.0, 2 * len(numbers)) == len(numbers)
     assert left(4.0, 10 * CHUNK) == len(numbers) - 5
-    assert left(4.0, 7) == 7
-    assert store.answer(str(numbers[-7])) is not None
+    assert left(4.0, 2 * 7) == 7  # of two texts each
+    assert left(4.0, 2 * 7 - 1) == 6  # no part of a request
+    assert store.answer(str(numbers[-6]), "team") is not None
     assert store.counts()["mood"].labels == 1
 
 
@@ -115,7 +126,7 @@ def test_what_is_deleted_by_request_id_or_age_is_gone(store: Store) -> None:
         store.keep(label)
     assert store.delete_request("nobody") == 0
     assert store.delete_request("r") == 3
-    assert store.answer("r") is None
+    assert store.answer("r", "team") is None
     assert [label.request_id for label in store.labels()] == ["s"]
     assert store.delete_before(5500.0) == 1
     assert store.delete_before(6001.0) == 1
