@@ -166,8 +166,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             description="texts and labels a second that a key may send, answered or not; over it, 429. Each replica "
-            "lets in its share, of as many as there may be (max_replicas): a caller gets less while there are fewer, or where its "
-            "requests meet them unevenly; default: no limit",
+            "lets in its share, of as many as there may be (max_replicas): a caller gets less while there are fewer, "
+            "or where its requests meet them unevenly; default: no limit",
         ),
     ] = None
     texts_burst_per_key: Annotated[
