@@ -55,7 +55,8 @@ class Feedback:
         self._waiting_bytes = 0
         self._is_failing = False
         self._closing = asyncio.Event()
-        self._threads = ThreadPoolExecutor(CONNECTIONS, "feedback")
+        self._looking = ThreadPoolExecutor(CONNECTIONS - 1, "feedback-looking")
+        self._saving = ThreadPoolExecutor(1, "feedback-saving")  # waits for no look-ups, however many there are
 
     def start(self) -> None:
         """Write from now on, and forget."""
@@ -69,7 +70,8 @@ class Feedback:
         await self._writing
         if self._waiting:
             log.error("the answers of %d requests were not stored: no label can be given them", len(self._waiting))
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._looking, self._saving):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
     def remember(
@@ -98,7 +100,7 @@ class Feedback:
     async def _settled(self, request_id: str, key: str) -> Answer | None:
         """The answer; one that is not there yet may be waiting to be written, in this replica or another."""
         for _ in range(LOOKS):
-            answer = await self._ask(lambda: self._store.answer(request_id, key))
+            answer = await self._ask(self._looking, lambda: self._store.answer(request_id, key))
             if answer is not None:
                 return answer
             await asyncio.sleep(LOOK_EVERY_S)
@@ -106,12 +108,12 @@ class Feedback:
 
     async def keep(self, label: Label) -> None:
         """Keep a label; it is on disk when this returns. Raises StoreUnavailable."""
-        await self._ask(lambda: self._store.keep(label))
+        await self._ask(self._saving, lambda: self._store.keep(label))
         metrics.FEEDBACK.labels(label.model).inc()
 
-    async def _ask(self, function: Callable[[], Result]) -> Result:
+    async def _ask(self, threads: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
         try:
-            return await self._in_thread(function)
+            return await in_thread(threads, function)
         except StoreError as error:
             log.warning("a label was not kept: %s", error)
             raise StoreUnavailable from None
@@ -127,7 +129,7 @@ class Feedback:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             try:
-                await self._in_thread(lambda batch=batch: self._store.remember(batch))  # type: ignore[misc]
+                await in_thread(self._saving, lambda batch=batch: self._store.remember(batch))  # type: ignore[misc]
             except StoreError as error:
                 self._waiting.extendleft(reversed(batch))
                 if not self._is_failing:
@@ -150,12 +152,14 @@ class Feedback:
 
     async def _forget(self) -> None:
         before, most = time.time() - DAY_S * self._settings.feedback_days, self._settings.feedback_answers
-        until = await self._in_thread(lambda: self._store.outdated(before, most))
-        while await self._in_thread(lambda: self._store.forget_some(until)):
+        until = await in_thread(self._looking, lambda: self._store.outdated(before, most))
+        while await in_thread(self._saving, lambda: self._store.forget_some(until)):
             pass
 
-    async def _in_thread(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+async def in_thread(threads: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
+    """What the function returns, called in one of the threads."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function)
 
 
 def prediction(bundle: Described, result: Scored | ServiceError) -> Prediction | None:

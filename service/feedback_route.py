@@ -106,6 +106,7 @@ def routes(service: Service) -> list[Route]:
 
     async def give(http: Request) -> Response:
         request = parse_request(model, await service.body(http))  # 1. bytes -> a label for a text
+        service.access.charge(http.state.key, 1)
         key = http.state.key or ""
         answer, (predicted, score) = await feedback.answered(request.request_id, key, request.index)  # 2. what was said
         label = checked_label(request, service.models.find(answer.model).bundle)  # 3. refuse what is no label
@@ -140,7 +141,7 @@ def paths(service: Service) -> dict[str, Any]:
     """What /openapi.json says of it."""
     if service.feedback is None:
         return {}
-    errors = dict.fromkeys((400, 401, 404, 413, 422, 500, 503, 504), ErrorResponse)
+    errors = dict.fromkeys((400, 401, 404, 413, 422, 429, 500, 503, 504), ErrorResponse)
     request = feedback_request(service.settings)
     return {PATH: {"post": operation("send a correction", FeedbackResponse, errors, request, 202)}}
 

@@ -165,8 +165,8 @@ class Settings(BaseSettings):
         float | None,
         Field(
             gt=0,
-            description="texts a second that a key may send, answered or not; over it, 429. Each replica lets in its "
-            "share of it, so that a caller whose requests meet the replicas unevenly gets less; default: no limit",
+            description="texts and labels a second that a key may send, answered or not; over it, 429. Each replica lets "
+            "in its share of it, so that a caller whose requests meet the replicas unevenly gets less; default: no limit",
         ),
     ] = None
     texts_burst_per_key: Annotated[

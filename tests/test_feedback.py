@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from replica import Replica, served
 
 from service import feedback, metrics
 from service.feedback import Feedback
-from service.feedback_store import Answer, Store
+from service.feedback_store import Answer, Label, Store
 from service.keys import new_key
 from service.settings import Settings, parse_store
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.bundle import Bundle
-    from service.feedback_store import Label
 
 TEXT = "a lovely film"
 ROUTE = "/v1/feedback"
@@ -185,6 +185,43 @@ def test_a_caller_neither_labels_nor_replaces_what_another_was_answered(bundle_f
         ("one", "positive"),
         ("other", "negative"),
     }
+
+
+def test_labels_count_against_the_allowance_of_their_key(bundle_folder: Path, tmp_path: Path) -> None:
+    key, known = new_key("annotators")
+    limits = {"texts_per_second_per_key": 0.01, "max_texts_per_request": 3, "api_keys": [str(known)]}
+    with (
+        served({"mood": bundle_folder}, feedback_store=str(tmp_path / "labels.db"), **limits) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
+    ):
+        sent = {"request_id": "naïve", "index": 0, "label": "negative"}
+        assert [client.post(ROUTE, json=sent).status_code for _ in range(4)] == [404, 404, 404, 429]
+        documented = client.get("/openapi.json").json()["paths"][ROUTE]["post"]["responses"]
+    assert "429" in documented
+
+
+def test_no_number_of_look_ups_holds_up_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "LOOKS", 1)
+    file, are_done = tmp_path / "labels.db", threading.Event()
+
+    class Slow(Store):
+        def answer(self, request_id: str, key: str) -> Answer | None:
+            are_done.wait(5)
+            return super().answer(request_id, key)
+
+    async def keep() -> None:
+        taking = Feedback(Slow(str(file), wait_s=5), Settings(feedback_store=str(file)))
+        taking.start()
+        looks = [asyncio.create_task(taking.answered(str(n), "", 0)) for n in range(8)]
+        await asyncio.sleep(0)
+        await taking.keep(Label("r", "", 0, 1.0, 2.0, "mood", "v", "negative", "positive", 0.9, None))
+        assert not any(look.done() for look in looks)
+        are_done.set()
+        await asyncio.gather(*looks, return_exceptions=True)
+        await taking.close()
+
+    asyncio.run(keep())
+    assert len(labels(file, "r")) == 1
 
 
 def test_labels_are_counted(client: httpx.Client) -> None:
