@@ -157,7 +157,7 @@ class NotReady(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """Answers a label that was not kept. The log says why."""
+    """Answers a label that was not kept. The log says why, of the first of several."""
 
     status, code = 503, "store_unavailable"
     template = "the store of labels does not answer, nothing was kept: send it again"

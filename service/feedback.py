@@ -42,6 +42,8 @@ BATCH = 1000  # requests in a transaction
 WAITING_BYTES = 64 * 2**20  # about so much of answers waits to be written
 LOOKS, LOOK_EVERY_S = 10, 0.1  # after them an answer is written, by whichever replica gave it
 STORE_WAIT_S = 5
+NOT_FOUND = "the answer to request %s could not be looked up, nor labelled: %s"
+NOT_KEPT = "the label of an answer to request %s was not kept: %s"
 FORGET_EVERY_S = 60.0
 DAY_S = 86_400.0
 
@@ -54,6 +56,7 @@ class Feedback:
         self._waiting: deque[Answer] = deque()
         self._waiting_bytes = 0
         self._is_failing = False
+        self._said: set[str] = set()  # NOT_FOUND, NOT_KEPT: once, until it works again
         self._closing = asyncio.Event()
         self._looking = ThreadPoolExecutor(CONNECTIONS - 1, "feedback-looking")
         self._saving = ThreadPoolExecutor(1, "feedback-saving")  # waits for no look-ups, however many there are
@@ -100,7 +103,7 @@ class Feedback:
     async def _settled(self, request_id: str, key: str) -> Answer | None:
         """The answer; one that is not there yet may be waiting to be written, in this replica or another."""
         for _ in range(LOOKS):
-            answer = await self._ask(self._looking, lambda: self._store.answer(request_id, key))
+            answer = await self._ask(self._looking, lambda: self._store.answer(request_id, key), NOT_FOUND, request_id)
             if answer is not None:
                 return answer
             await asyncio.sleep(LOOK_EVERY_S)
@@ -108,15 +111,21 @@ class Feedback:
 
     async def keep(self, label: Label) -> None:
         """Keep a label; it is on disk when this returns. Raises StoreUnavailable."""
-        await self._ask(self._saving, lambda: self._store.keep(label))
+        await self._ask(self._saving, lambda: self._store.keep(label), NOT_KEPT, label.request_id)
         metrics.FEEDBACK.labels(label.model).inc()
 
-    async def _ask(self, threads: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
+    async def _ask(
+        self, threads: ThreadPoolExecutor, function: Callable[[], Result], failure: str, request_id: str
+    ) -> Result:
         try:
-            return await in_thread(threads, function)
+            result = await in_thread(threads, function)
         except StoreError as error:
-            log.warning("a label was not kept: %s", error)
+            if failure not in self._said:
+                log.error(failure, request_id, error)
+            self._said.add(failure)
             raise StoreUnavailable from None
+        self._said.discard(failure)
+        return result
 
     async def _write_loop(self) -> None:
         while not self._closing.is_set():

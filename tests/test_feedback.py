@@ -295,7 +295,11 @@ def full(file: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("trouble", [locked, full])
 def test_a_store_that_fails_is_a_503_and_what_was_answered_meanwhile_can_be_labelled_later(
-    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any
+    bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Any,
 ) -> None:
     monkeypatch.setattr(feedback, "STORE_WAIT_S", 0)
     file = tmp_path / "labels.db"
@@ -308,13 +312,15 @@ def test_a_store_that_fails_is_a_503_and_what_was_answered_meanwhile_can_be_labe
         assert give(before).status_code == 202
         with trouble(file):
             meanwhile = asked(client)
-            for request_id in (before, meanwhile):
+            for request_id in (before, before, meanwhile):
                 refused = give(request_id)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
                 assert refused.headers["retry-after"] == "1"
                 assert "xyzzy" not in refused.text
         assert [give(request_id).status_code for request_id in (before, meanwhile)] == [202, 202]
         assert client.get("/health").status_code == 200
+    [line] = [line for line in caplog.messages if "the label" in line]  # once
+    assert line.startswith(f"the label of an answer to request {before} was not kept: the feedback store cannot be")
 
 
 def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
