@@ -330,6 +330,24 @@ def test_a_label_is_corrected_where_the_service_keeps_corrections(
     expect(page.locator("#corrected")).to_have_text("Not kept: the service does not answer. Send it again.")
 
 
+def test_a_correction_is_sent_once_and_its_outcome_stands_under_no_other_text(visit: Open, tmp_path: Path) -> None:
+    sent: list[Route] = []
+    with served({"sentiment": SENTIMENT}, feedback_store=str(tmp_path / "labels.db")) as url:
+        page = visit(url)
+        page.route("**/v1/feedback", lambda route: sent.append(route))  # it waits
+        type_and_wait(page, "a lovely film")
+        page.select_option("#right", "negative")
+        page.dblclick("#correction button")
+        page.fill("#text", "a dull film")
+        expect(page.locator("#best-label")).to_have_text("negative")
+        for route in sent:
+            route.continue_()
+        expect(page.locator("#correction button")).to_have_attribute("aria-disabled", "false")
+        expect(page.locator("#corrected")).to_be_empty()
+        assert len(sent) == 1
+        page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_accessible_and_fits_every_screen(visit: Open, size: str, scheme: str) -> None:

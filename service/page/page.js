@@ -167,13 +167,23 @@ function showCorrection(model) {
 
 async function sendCorrection(event) {
   event.preventDefault();
+  const button = $("correction").querySelector("button");
+  if (button.ariaDisabled === "true") return; // a double click
+  button.ariaDisabled = "true"; // not disabled, which would take the focus from it
+  const corrected = shown;
+  const outcome = await correct(corrected);
+  button.ariaDisabled = "false";
+  if (shown === corrected) $("corrected").textContent = outcome; // and not under the answer to another text
+}
+
+async function correct({ request_id, text }) {
   const right = Array.from($("right").selectedOptions, (option) => option.value);
   const label = $("right").multiple ? { labels: right } : { label: right[0] };
   try {
-    await ask("v1/feedback", null, { request_id: shown.request_id, index: 0, ...label, text: shown.text });
-    $("corrected").textContent = `Thank you: kept as ${right.join(", ") || "none of them"}.`;
+    await ask("v1/feedback", null, { request_id, index: 0, ...label, text });
+    return `Thank you: kept as ${right.join(", ") || "none of them"}.`;
   } catch (error) {
-    $("corrected").textContent = `Not kept: ${NOT_KEPT[error.status] ?? error.message}`;
+    return `Not kept: ${NOT_KEPT[error.status] ?? error.message}`;
   }
 }
 
