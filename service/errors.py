@@ -63,12 +63,12 @@ class NoSuchModel(ServiceError):
 
 
 class NoSuchAnswer(ServiceError):
-    """Arguments: days and requests that are remembered."""
+    """Arguments: days and texts that are remembered."""
 
     status, code = 404, "no_such_answer"
     template = (
         "no answer is remembered of this request_id and index: check them, and that the API key is the one that asked; "
-        "answers are remembered for {:g} days, of the last {} requests"
+        "answers are remembered for {:g} days, of the last {} texts"
     )
 
 

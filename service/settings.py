@@ -165,8 +165,9 @@ class Settings(BaseSettings):
         float | None,
         Field(
             gt=0,
-            description="texts and labels a second that a key may send, answered or not; over it, 429. Each replica lets "
-            "in its share of it, so that a caller whose requests meet the replicas unevenly gets less; default: no limit",
+            description="texts and labels a second that a key may send, answered or not; over it, 429. Each replica "
+            "lets in its share of it, so that a caller whose requests meet the replicas unevenly gets less; "
+            "default: no limit",
         ),
     ] = None
     texts_burst_per_key: Annotated[
@@ -201,7 +202,7 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="days for which an answer is remembered, so that a label for it is taken")
     ] = 30.0
     feedback_answers: Annotated[
-        Positive, Field(description="requests whose answers are remembered, at most; the oldest are forgotten first")
+        Positive, Field(description="texts whose answers are remembered, at most; the oldest are forgotten first")
     ] = 1_000_000
     drain_s: Annotated[float, Field(ge=0, description="seconds that a stopping replica finishes what it accepted")] = (
         30.0

@@ -117,7 +117,7 @@ def test_answers_in_every_dialect_can_be_labelled(client: httpx.Client, file: Pa
         ({"index": 1}, 404, "no answer is remembered of this request_id and index"),
         ({"index": 10**30}, 404, "no answer is remembered"),
         ({"index": 2}, 404, "no answer is remembered"),  # it failed
-        ({"request_id": "xyzzy\x00"}, 404, "answers are remembered for 30 days, of the last 1000000 requests"),
+        ({"request_id": "xyzzy\x00"}, 404, "answers are remembered for 30 days, of the last 1000000 texts"),
         ({"request_id": "x" * 129}, 422, "request_id: String should have at most 128 characters"),
         ({"index": -1}, 422, "index: "),
         ({"index": "0"}, 422, "index: "),
@@ -356,12 +356,12 @@ def test_answers_that_cannot_be_stored_are_forgotten_oldest_first_and_counted(
 def test_old_answers_are_forgotten_while_it_runs(bundle_folder: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "labels.db")
     store = Store(file, wait_s=5)
-    store.remember([Answer(str(n), "", time.time() - n * 86_400 - 60, "mood", "v", [], None) for n in range(5)])
+    store.remember([Answer(str(n), "", time.time() - n * 86_400 - 60, "mood", "v", [None], None) for n in range(5)])
     with served({"mood": bundle_folder}, feedback_store=file, feedback_days=3, feedback_answers=2) as url:
         while store.counts()["mood"].remembered > 2:
             time.sleep(0.05)
         sent = {"request_id": "3", "index": 0, "label": "negative"}
-        assert "for 3 days, of the last 2 requests" in httpx.post(f"{url}{ROUTE}", json=sent).text
+        assert "for 3 days, of the last 2 texts" in httpx.post(f"{url}{ROUTE}", json=sent).text
     assert [store.answer(str(n), "") is not None for n in range(5)] == [True, True, False, False, False]
     store.close()
 

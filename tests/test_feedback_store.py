@@ -112,10 +112,11 @@ def test_answers_that_are_too_old_or_too_many_are_forgotten_and_labels_stay(stor
         assert all(deleted <= CHUNK for deleted in rounds)
         return store.counts()["mood"].remembered
 
-    assert left(-1.0, len(numbers)) == len(numbers)
+    assert left(-1.0, 2 * len(numbers)) == len(numbers)
     assert left(4.0, 10 * CHUNK) == len(numbers) - 5
-    assert left(4.0, 7) == 7
-    assert store.answer(str(numbers[-7]), "team") is not None
+    assert left(4.0, 2 * 7) == 7  # of two texts each
+    assert left(4.0, 2 * 7 - 1) == 6  # no part of a request
+    assert store.answer(str(numbers[-6]), "team") is not None
     assert store.counts()["mood"].labels == 1
 
 
