@@ -101,7 +101,7 @@ class ServedModel:
                 return [NotReady("the device does not answer")] * len(rows)
             try:
                 await self._compute.run(self.loaded, [self.loaded.known_row])
-            except Exception:  # noqa: S110: the first error is the one to tell
+            except Exception:  # the first error is the one to tell
                 self.is_broken = True
             raise
         metrics.PADDING.observe(1 - sum(row.tokens for row in rows) / computed_tokens)
