@@ -7,6 +7,7 @@ model is swapped is decided in service/following.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from service import metrics
 from service.batching import Batcher
 from service.cache import AnswerCache
 from service.compute import Compute
-from service.errors import NoSuchModel, NotReady
+from service.errors import EngineError, NoSuchModel, NotReady
 from service.explaining import Explainer
 from service.planning import full_pass
 from service.scored import Scored, score
@@ -199,8 +200,11 @@ class Models:
         return self._compute.turns.pass_s() < stuck_s and not is_lost
 
     async def connect(self) -> None:
-        """Be told from now on if the engine ends."""
+        """Be told from now on if the engine ends; a pass alone, which has all cores, has run once."""
         await self._compute.engine.connect()
+        for model in self:
+            with contextlib.suppress(EngineError):  # the first request is told
+                await self._compute.run(model.loaded, [model.loaded.known_row])
 
     @property
     def engine_process(self) -> int:
