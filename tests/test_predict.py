@@ -304,7 +304,12 @@ def test_a_killed_process_costs_no_row(sign: signal.Signals, name: str, bundle_f
     line = "".join(json.dumps(row) + "\n" for row in rows(2000))
     source.write_text(line * 100)
     command = ["predict", str(bundle_folder), str(source), "--keep", "label", "--out"]
-    running = subprocess.Popen([sys.executable, "-m", "service", *command, str(out)], cwd=ROOT, stderr=subprocess.PIPE)
+    program = [sys.executable, "-m", "service", *command, str(out)]
+
+    def heed_interruptions() -> None:  # which a shell's background jobs, and what they start, do not
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    running = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_interruptions)
     state = tmp_path / f"{name}.partial.json"
     while not state.exists():
         assert running.poll() is None

@@ -51,8 +51,8 @@ def server(bundle_folder: Path, keys: Path, named: str) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEED_API_KEYS", PLAIN)
         running = Server(f"mood={bundle_folder}", "--api-keys-file", str(keys), grpc=True)
-    yield running
-    running.stop()
+    with running:
+        yield running
 
 
 def environment(pid: int) -> dict[str, str]:

@@ -27,10 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @contextlib.contextmanager
 def serving(bundle_folder: Path, store: str, **options: Any) -> Iterator[Server]:
-    server = Server(f"mood={bundle_folder}", "--replicas", "2", "--feedback-store", store, **options)
-    try:
+    with Server(f"mood={bundle_folder}", "--replicas", "2", "--feedback-store", store, **options) as server:
         yield server
-    finally:
         assert server.stop() == 0
 
 
