@@ -20,7 +20,7 @@ from server import Server
 
 from model.bundle import Bundle, load_bundle, save_bundle
 from model.scores import MULTI, Calibration
-from service import engine, remote
+from service import engine, predict_rows, remote
 from service.remote import Remote
 from training.data import read_dataset
 from training.train import train
@@ -188,3 +188,9 @@ def hub(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, value in constants.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         yield running
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of offline prediction, so that a few hundred rows are several."""
+    monkeypatch.setattr(predict_rows, "CHUNK_ROWS", 64)
