@@ -120,6 +120,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",  # Ray's own, for the agent that does not run
+        "RAY_task_events_report_interval_ms": "0",  # nor are its tasks told to anybody
         "MALLOC_ARENA_MAX": "2",  # glibc's would grow by thread, and keep what each freed
         "RAY_worker_niceness": "0",  # else 15: this is what the machine is for
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_command(proxy, settings.host)),
@@ -130,6 +131,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",  # its first checks are spread over as long, and a start waits
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
