@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from training.comparison import HEADER, comparison_rows, conclusion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +47,7 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy.value,
         "macro_f1": evaluation.macro_f1.value,
         "ece": evaluation.ece,
-    }
+    } | ({"linear": asdict(evaluation.linear)} if evaluation.linear else {})
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -112,6 +115,13 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             "",
             f"Temperature {manifest.calibration.temperature:.3f}." + _coverage(manifest),
             "",
+            "## Against the linear line",
+            f"TF-IDF with linear support vectors ({_made_by(manifest)}), chosen by dev as the encoder's epoch is.",
+            "",
+            *(f"| {' | '.join(row)} |" for row in [HEADER, ["---"] * len(HEADER), *comparison_rows(evaluations)]),
+            "",
+            conclusion(evaluations, manifest.made_by["linear"]["why"]),
+            "",
             "## Data",
             "| part | file | rows | SHA-256 |",
             "| --- | --- | --- | --- |",
@@ -128,6 +138,18 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             "",
         ]
     )
+
+
+def linear_text(evaluations: dict[str, Evaluation], manifest: Manifest) -> str:
+    """The encoder beside the linear line, for a terminal."""
+    conclusion_ = conclusion(evaluations, manifest.made_by["linear"]["why"])
+    return f"{table(HEADER, comparison_rows(evaluations))}\nlinear line: {_made_by(manifest)}\n{conclusion_}"
+
+
+def _made_by(manifest: Manifest) -> str:
+    """What the linear line read, and of how much."""
+    made, rows = manifest.made_by["linear"], manifest.made_by["data"]["train"]["rows"]
+    return f"{' and '.join(made['grams'])}, {made['rows']:,} of {rows:,} rows, C={made['strength']:g}"
 
 
 def _coverage(manifest: Manifest) -> str:
