@@ -16,7 +16,7 @@ from training import linear
 from training.comparison import Facts, compare, conclusion, reasons
 from training.data import Dataset, Example, targets
 from training.evaluate import score
-from training.linear import agreement, choose_grams, fit_line, fit_thresholds, sample
+from training.linear import agreement, best_label, choose_grams, cross_given, fit_line, fit_thresholds, run_line, sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,8 @@ def moods(n: int, seed: int = 0) -> Dataset:
 
 def test_the_line_learns_words_that_decide_and_is_the_same_each_time() -> None:
     held_out = moods(300, seed=1)
-    lines = [fit_line(moods(400), moods(200, seed=2), ["negative", "positive"]) for _ in range(2)]
-    first, second = (line.answers(held_out.texts) for line in lines)
+    data = {"dev": moods(200, seed=2), "test": held_out}
+    first, second = (run_line(moods(400), data, ["negative", "positive"])[1]["test"] for _ in range(2))
     assert agreement(first, targets(held_out, ["negative", "positive"])) > 0.95
     assert (first == second).all()
 
@@ -56,7 +56,7 @@ def test_chinese_is_told_apart_without_spaces() -> None:
     words = {"好": ["不错", "很快", "好吃"], "差": ["难吃", "太慢", "凉了"]}
     texts = [(f"外卖{rng.choice(words[label])}的一家店", (label,)) for label in "好差" * 60]
     line = fit_line(dataset(texts[:80]), dataset(texts[80:]), ["好", "差"])
-    assert line.answers(["东西难吃", "味道不错"]).tolist() == [1, 0]
+    assert best_label(line.margins(["东西难吃", "味道不错"])).tolist() == [1, 0]
 
 
 def test_both_texts_of_a_pair_are_read() -> None:
@@ -65,25 +65,33 @@ def test_both_texts_of_a_pair_are_read() -> None:
         ((sentence(rng, GOOD + BAD, 5), sentence(rng, words, 5)), (label,))
         for words, label in [(GOOD, "yes"), (BAD, "no")] * 150
     ]
-    data = dataset(pairs[:200]), dataset(pairs[200:])
-    line = fit_line(*data, ["no", "yes"])
-    assert agreement(line.answers(data[1].texts), targets(data[1], ["no", "yes"])) > 0.95
+    held_out = dataset(pairs[200:])
+    _, said = run_line(dataset(pairs[:200]), {"dev": held_out}, ["no", "yes"])
+    assert agreement(said["dev"], targets(held_out, ["no", "yes"])) > 0.95
 
 
 def test_labels_of_a_list_are_given_from_thresholds_of_their_own() -> None:
-    labels = ["dull", "good", "never"]
+    labels = ["dull", "good"]
     texts = [(str(r["text"]), ("good",) if r["label"] == "positive" else ()) for r in rows(400)]
     rare = [
         (text + " yawn", (*given, "dull")) if i % 20 == 0 else (text, given) for i, (text, given) in enumerate(texts)
     ]
-    line = fit_line(dataset(rare[:200], MULTI), dataset(rare[200:], MULTI), labels)
-    assert line.answers(["a good story", "a bad story yawn"]).tolist() == [[False, True, False], [True, False, False]]
+    test = dataset([("a good story", ("good",)), ("a bad story yawn", ("dull",))], MULTI)
+    _, said = run_line(dataset(rare[:200], MULTI), {"dev": dataset(rare[200:], MULTI), "test": test}, labels)
+    assert said["test"].tolist() == [[False, True], [True, False]]
 
 
-def test_a_threshold_is_where_f1_is_best_and_takes_equal_margins_together() -> None:
-    margins = np.array([[0.9, 1.0], [0.5, 1.0], [0.5, 1.0], [-1.0, 1.0]])
-    truth = np.array([[True, False], [True, False], [False, False], [False, False]])
-    assert fit_thresholds(margins, truth).tolist() == [0.5, pytest.approx(0)]
+def test_a_threshold_is_where_f1_is_best_and_takes_equal_margins_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "SHRINK", 0)
+    margins = np.array([[0.9], [0.5], [0.5], [-1.0]])
+    assert fit_thresholds(margins, np.array([[True], [True], [False], [False]])).tolist() == [0.5]
+
+
+def test_thresholds_of_dev_are_not_fitted_on_the_rows_they_judge() -> None:
+    rng = np.random.default_rng(0)
+    margins, noise = rng.normal(size=(200, 20)), rng.random((200, 20)) < 0.05
+    fitted = agreement(margins >= fit_thresholds(margins, noise), noise)
+    assert agreement(cross_given(margins, noise), noise) < fitted
 
 
 def test_of_too_many_rows_a_sample_keeps_the_rare_label(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile
 from training.comparison import answers, compare, facts, reasons
 from training.data import targets
 from training.evaluate import score
-from training.linear import fit_line
+from training.linear import run_line
 from training.report import card, headline
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def finish(
     calibration = calibrate(logits["dev"], run)
     scores = {name: probabilities(logits[name], run.problem_type, calibration.temperature) for name in held_out}
     truth = {name: targets(dataset, run.labels) for name, dataset in held_out.items()}
-    line = fit_line(run.train, run.dev, run.labels)
+    line, said = run_line(run.train, held_out, run.labels)
     linear = {
-        name: compare(answers(scores[name], calibration, run.problem_type), line.answers(dataset.texts), truth[name])
-        for name, dataset in held_out.items()
+        name: compare(answers(scores[name], calibration, run.problem_type), said[name], truth[name])
+        for name in held_out
     }
     evaluations = {
         name: replace(score(scores[name], truth[name], run.labels, calibration), linear=linear[name])

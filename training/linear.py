@@ -27,7 +27,7 @@ from training.data import targets
 from training.evaluate import f1_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,7 +53,8 @@ MAX_CHARACTERS = {"words": 50_000_000, "characters": 6_000_000}
 MAX_FEATURES = 500_000  # of each kind of n-gram, the most frequent
 ROWS_OF_RARE = 100  # of each label are taken first, where not all rows are
 CHUNK_ROWS = 50_000
-ABOVE_0 = float(np.nextafter(0, 1))  # scikit-learn's margin of a label that no row had is 0
+FOLDS = 5
+SHRINK = 10  # positives of a label at which its threshold is half its own
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,16 @@ class LinearLine:
 
     features: Features
     classifier: Any  # decision_function (N, V) -> margins (N, C), or (N,) of the second of two labels
-    thresholds: NDArray[np.float64] | None  # multi-label: a label is given from this margin on
     strength: float
     rows: int  # that it was trained on
 
-    def answers(self, texts: Sequence[Text]) -> NDArray[Any]:
-        """Class ids (N,), or True where a label is given (N, C) where multi-label."""
+    def margins(self, texts: Sequence[Text]) -> NDArray[np.float64]:
+        """How clearly each text is on a label's side, (N, C); or (N,), of the second of two labels."""
         chunks = [texts[i : i + CHUNK_ROWS] for i in range(0, len(texts), CHUNK_ROWS)]
-        return np.concatenate([self._answers(self.features.transform(chunk)) for chunk in chunks])
-
-    def _answers(self, X: Any) -> NDArray[Any]:
-        if self.thresholds is None:
-            return np.asarray(self.classifier.predict(X))
-        return np.asarray(self.classifier.decision_function(X) >= self.thresholds)
+        return np.concatenate([self.classifier.decision_function(self.features.transform(chunk)) for chunk in chunks])
 
     def made_by(self) -> dict[str, Any]:
-        """What it is, for the manifest and the log."""
+        """What it is, for the manifest."""
         return {"grams": self.features.grams, "strength": self.strength, "rows": self.rows}
 
 
@@ -104,23 +99,40 @@ class Features:
         return hstack([X, Y, X.multiply(Y)], format="csr")
 
 
+def run_line(
+    train: Dataset, held_out: Mapping[str, Dataset], labels: Sequence[str]
+) -> tuple[LinearLine, dict[str, NDArray[Any]]]:
+    """The line, and what it says of each held-out data set: class ids (N,), or True where a label is given (N, C).
+
+    `held_out` has "dev", which the line is chosen on; its thresholds are those of all other data, for each row of dev
+    they are fitted without it.
+    """
+    line = fit_line(train, held_out["dev"], labels)
+    margins = {name: line.margins(dataset.texts) for name, dataset in held_out.items()}
+    if train.problem_type == SINGLE:
+        return line, {name: best_label(m) for name, m in margins.items()}
+    truth = _truth(held_out["dev"], labels)
+    thresholds = fit_thresholds(margins["dev"], truth)
+    given = {name: m >= thresholds for name, m in margins.items()}
+    return line, given | {"dev": cross_given(margins["dev"], truth)}
+
+
 def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
     """The best line on dev of those that differ in strength, trained on the rows of `train` or a sample of them."""
     grams = choose_grams(train.texts)
     limit = min(MAX_CHARACTERS[name] for name in grams)
     train, dev = (part.subset(part.name, [part.examples[i] for i in sample(part, limit)]) for part in (train, dev))
     features = Features(grams, any(not isinstance(text, str) for text in train.texts)).fit(train.texts)
-    X, X_dev, truth, dev_truth = *map(features.transform, (train.texts, dev.texts)), *_truths(train, dev, labels)
-    best: tuple[float, LinearLine] | None = None
-    for strength in STRENGTHS:
+    X, X_dev = features.transform(train.texts), features.transform(dev.texts)
+    truth, dev_truth = _truth(train, labels), _truth(dev, labels)
+
+    def of_strength(strength: float) -> tuple[float, LinearLine]:
         classifier = _fitted(X, truth, strength)
-        thresholds = None if truth.ndim == 1 else fit_thresholds(classifier.decision_function(X_dev), dev_truth)
-        line = LinearLine(features, classifier, thresholds, strength, len(train.examples))
-        score = agreement(line._answers(X_dev), dev_truth)
-        if best is None or score > best[0]:
-            best = score, line
-    assert best is not None
-    return best[1]
+        margins = classifier.decision_function(X_dev)
+        answers = best_label(margins) if truth.ndim == 1 else cross_given(margins, dev_truth)
+        return agreement(answers, dev_truth), LinearLine(features, classifier, strength, len(train.examples))
+
+    return max(map(of_strength, STRENGTHS), key=lambda scored: scored[0])[1]
 
 
 def choose_grams(texts: Sequence[Text]) -> list[str]:
@@ -164,19 +176,44 @@ def _rare_first(dataset: Dataset, order: NDArray[np.int64]) -> Iterator[int]:
     yield from others
 
 
-def fit_thresholds(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Per label the margin from which on giving it makes the best F1; (N, C), (N, C) -> (C,).
+def best_label(margins: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Class ids (N,) from margins (N, C), or (N,) of the second of two labels."""
+    best: NDArray[np.int64] = (margins > 0).astype(np.int64) if margins.ndim == 1 else margins.argmax(axis=1)
+    return best
 
-    A label that never occurs keeps what it was trained for: a margin over 0.
+
+def fit_thresholds(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Per label the margin from which on it is given, for the best macro-F1; (N, C), (N, C) -> (C,).
+
+    Of a label with n positives between its own best and the best of all labels together, n to SHRINK: that of a rare
+    label alone is noise.
     """
+    own = _best_threshold(margins, truth)
+    shared = _best_threshold(margins.reshape(-1, 1), truth.reshape(-1, 1))
+    n = truth.sum(axis=0)
+    thresholds: NDArray[np.float64] = (n * own + SHRINK * shared) / (n + SHRINK)
+    return thresholds
+
+
+def _best_threshold(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The threshold of each column's best F1."""
     order = np.argsort(-margins, axis=0)
     ranked, right = (np.take_along_axis(part, order, axis=0) for part in (margins, truth))
     given = np.arange(1, len(margins) + 1)[:, None]
     hits = right.cumsum(axis=0)
     last = np.append(np.diff(ranked, axis=0) != 0, np.ones_like(right[:1]), axis=0)  # of equal margins
     best = np.where(last, f1_scores(hits, given - hits, right.sum(axis=0) - hits), -1).argmax(axis=0)
-    thresholds: NDArray[np.float64] = np.where(right.any(axis=0), ranked[best, np.arange(len(best))], ABOVE_0)
+    thresholds: NDArray[np.float64] = ranked[best, np.arange(len(best))]
     return thresholds
+
+
+def cross_given(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True where a label is given (N, C), in each fifth of the rows by the thresholds of the other four."""
+    fold = np.random.default_rng(0).permutation(len(margins)) % FOLDS
+    given = np.zeros_like(truth)
+    for i in range(FOLDS):
+        given[fold == i] = margins[fold == i] >= fit_thresholds(margins[fold != i], truth[fold != i])
+    return given
 
 
 def agreement(answers: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -192,9 +229,8 @@ def sides(text: Text) -> tuple[str, str]:
     return (text, "") if isinstance(text, str) else text
 
 
-def _truths(train: Dataset, dev: Dataset, labels: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    kind = np.int64 if train.problem_type == SINGLE else np.bool_
-    return targets(train, labels).astype(kind), targets(dev, labels).astype(kind)
+def _truth(dataset: Dataset, labels: Sequence[str]) -> NDArray[Any]:
+    return targets(dataset, labels).astype(np.int64 if dataset.problem_type == SINGLE else np.bool_)
 
 
 def _fitted(X: Any, truth: NDArray[Any], strength: float) -> Any:
