@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from accuracy import Set, row
 from samples import BAD, GOOD, rows, sentence
 
 from model.scores import MULTI, SINGLE, Calibration
@@ -83,8 +84,10 @@ def test_labels_of_a_list_are_given_from_thresholds_of_their_own() -> None:
 
 def test_a_threshold_is_where_f1_is_best_and_takes_equal_margins_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "SHRINK", 0)
-    margins = np.array([[0.9], [0.5], [0.5], [-1.0]])
-    assert fit_thresholds(margins, np.array([[True], [True], [False], [False]])).tolist() == [0.5]
+    margins = np.array([[0.9], [0.5], [0.5], [0.5], [0.5]])
+    truth = np.array([[True], [True], [False], [False], [False]])
+    assert fit_thresholds(margins, truth).tolist() == [0.9]  # all four of 0.5 cost more than they bring
+    assert fit_thresholds(margins[:3], truth[:3]).tolist() == [0.5]
 
 
 def test_thresholds_of_dev_are_not_fitted_on_the_rows_they_judge() -> None:
@@ -168,6 +171,15 @@ def test_a_bundle_keeps_the_linear_line_it_was_compared_with(bundle_folder: Path
     card = (bundle_folder / "README.md").read_text()
     assert "Against the linear line" in card
     assert f"| {kept['linear']:.4f} |" in card
+
+
+def test_the_accuracy_table_is_made_of_what_a_bundle_keeps(bundle_folder: Path) -> None:
+    manifest = json.loads((bundle_folder / "heed.json").read_text())
+    found = row(bundle_folder, Set("mood", "dev", {"scratch": "0.9"}), "scratch")
+    assert found["data"] == "mood dev"
+    assert found["aim"] == "0.9"
+    assert found["encoder"] == f"{manifest['metrics']['dev']['accuracy']:.4f}"
+    assert found["the encoder is"] == manifest["metrics"]["dev"]["linear"]["verdict"]
 
 
 def test_a_win_is_said_and_a_defeat_too() -> None:

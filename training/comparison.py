@@ -191,3 +191,22 @@ def conclusion(evaluations: Mapping[str, Evaluation], why: Sequence[str]) -> str
         return "The encoder beats the linear line."
     listed = "\n".join(f"- {reason}" for reason in why)
     return f"The encoder does not beat the linear line on {' and '.join(lost)}. It might be that\n{listed}"
+
+
+def line_text(made_by: Mapping[str, Any]) -> str:
+    """What the linear line reads, and of how much it learned."""
+    line, rows = made_by["linear"], made_by["data"]["train"]["rows"]
+    return f"n-grams of {' and '.join(line['grams'])}, {line['rows']:,} of {rows:,} rows, C={line['strength']:g}"
+
+
+def card_section(evaluations: Mapping[str, Evaluation], made_by: Mapping[str, Any]) -> list[str]:
+    """Lines of the model card."""
+    rows = [HEADER, ["---"] * len(HEADER), *comparison_rows(evaluations)]
+    return [
+        "## Against the linear line",
+        f"TF-IDF with linear support vectors ({line_text(made_by)}), chosen by dev as the encoder's epoch is.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        conclusion(evaluations, made_by["linear"]["why"]),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from training.comparison import HEADER, comparison_rows, conclusion
+from training.comparison import HEADER, card_section, comparison_rows, conclusion, line_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,12 +115,7 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             "",
             f"Temperature {manifest.calibration.temperature:.3f}." + _coverage(manifest),
             "",
-            "## Against the linear line",
-            f"TF-IDF with linear support vectors ({_made_by(manifest)}), chosen by dev as the encoder's epoch is.",
-            "",
-            *(f"| {' | '.join(row)} |" for row in [HEADER, ["---"] * len(HEADER), *comparison_rows(evaluations)]),
-            "",
-            conclusion(evaluations, manifest.made_by["linear"]["why"]),
+            *card_section(evaluations, manifest.made_by),
             "",
             "## Data",
             "| part | file | rows | SHA-256 |",
@@ -142,14 +137,8 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
 
 def linear_text(evaluations: dict[str, Evaluation], manifest: Manifest) -> str:
     """The encoder beside the linear line, for a terminal."""
-    conclusion_ = conclusion(evaluations, manifest.made_by["linear"]["why"])
-    return f"{table(HEADER, comparison_rows(evaluations))}\nlinear line: {_made_by(manifest)}\n{conclusion_}"
-
-
-def _made_by(manifest: Manifest) -> str:
-    """What the linear line read, and of how much."""
-    made, rows = manifest.made_by["linear"], manifest.made_by["data"]["train"]["rows"]
-    return f"{' and '.join(made['grams'])}, {made['rows']:,} of {rows:,} rows, C={made['strength']:g}"
+    said = conclusion(evaluations, manifest.made_by["linear"]["why"])
+    return f"{table(HEADER, comparison_rows(evaluations))}\nlinear line: {line_text(manifest.made_by)}\n{said}"
 
 
 def _coverage(manifest: Manifest) -> str:
