@@ -19,7 +19,7 @@ from model.location import local_folder, parse_location
 from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import evaluate
-from training.report import evaluation_text
+from training.report import evaluation_text, linear_text
 from training.train import train
 
 if TYPE_CHECKING:
@@ -70,11 +70,17 @@ def train_command(args: argparse.Namespace) -> int:
         command=shlex.join(["heed", *sys.argv[1:]]),
     )
     if args.json:
+        linear = manifest.made_by["linear"]
         figures = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
-        print(json.dumps({"bundle": str(args.out), "version": manifest.version, **figures}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"bundle": str(args.out), "version": manifest.version, "linear": linear, **figures}, ensure_ascii=False
+            )
+        )
         return 0
     for name, evaluation in evaluations.items():
         print(f"{name}\n{evaluation_text(evaluation)}\n")
+    print(f"{linear_text(evaluations, manifest)}\n")
     print(f"bundle {args.out}, version {manifest.version}")
     return 0
 
