@@ -58,8 +58,8 @@ def balanced_weights(truth: Tensor, num_labels: int) -> Tensor:
     Multi-label: what a text with the label counts for each without it.
     """
     if truth.dim() == 2:
-        having = truth.sum(dim=0).clamp(min=1)
-        return ((len(truth) - having) / having).float()
+        having = truth.sum(dim=0)
+        return (len(truth) - having) / having.clamp(min=1)
     counts = torch.bincount(truth, minlength=num_labels).clamp(min=1)
     return len(truth) / (num_labels * counts.float())
 
