@@ -21,7 +21,19 @@ MAY_IMPORT = {
         "huggingface_hub",
         "pyarrow",
     },  # Parquet: where it is there
-    "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
+    "training": {
+        "model",
+        "torch",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "pydantic",
+        "yaml",
+        "tqdm",
+        "sklearn",
+        "scipy",
+        "rensa",
+    },
     "service": {
         "model",
         "torch",
