@@ -105,7 +105,7 @@ def leaks(parts: dict[str, Dataset], keys: dict[str, Keys]) -> Iterator[Finding]
         if pairs:
             yield Finding(
                 "leak",
-                f"{len(exact):,} of {len(held_out):,} rows of {other} are in {one} too, {len(nearly):,} more nearly so "
+                f"{len(pairs):,} of {len(held_out):,} rows of {other} are in {one}, {len(nearly):,} of them nearly "
                 f"({other} {_lines([held_out[row].line for row, _, _ in pairs])})",
                 f"take them out of {one} or of {other}, whose figures flatter",
                 [
@@ -149,13 +149,14 @@ def doubtful_labels(train: Dataset, keys: Keys) -> Iterator[Finding]:
     found = suspects(train.texts, [example.labels[0] for example in train.examples], np.sort(once))
     if found is None or not found.rows:
         return
-    count = f"about {found.estimate:,} of its labels may be wrong" if found.estimate else "too weak to count them"
+    model = f"linear model, {found.accuracy:.0%} right on rows it has not seen"
+    estimate = "too weak for an estimate" if found.estimate is None else f"perhaps {found.estimate:,} wrong labels"
     part = "" if found.rows_read == len(once) else f" of {found.rows_read:,} read"
     yield Finding(
         "label noise",
-        f"{len(found.rows):,} rows{part} have a label that a linear model ({found.accuracy:.0%} right) contradicts, "
-        f"{count} ({_lines([train.examples[row].line for row, _, _ in found.rows])})",
-        "look at these rows, worst first",
+        f"{len(found.rows):,} rows{part} with a doubtful label ({model}: {estimate}), worst first "
+        f"({_lines([train.examples[row].line for row, _, _ in found.rows])})",
+        "look at these rows",
         [
             {
                 "line": train.examples[row].line,

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from model.tokens import Text
 
-FOLDS = 4
+FOLDS = 3
 MIN_ROWS = 200  # below, what a linear model believes says nothing about a label
-MIN_ACCURACY = 0.7  # below, rows are ranked and not counted: the model is wrong more often than the labels are
+MIN_ACCURACY = 0.7  # below, no estimate: the model is wrong more often than the labels are, and
+STRONG = 0.5  # only rows that it contradicts by this margin are suspected
 MAX_ROWS, MAX_CHARACTERS, MAX_CELLS = 100_000, 20_000_000, 3_000_000  # read, of larger data; cells: rows * labels
 ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each character is taken for a word
 WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+|[^\w\s]")
@@ -58,6 +59,8 @@ def suspects(texts: Sequence[Text], labels: Sequence[str], rows: NDArray[np.int6
     joint, suspected, other = confident_joint(probabilities, classes)
     accuracy = float((probabilities.argmax(1) == classes).mean())
     margin = probabilities[np.arange(len(rows)), other] - probabilities[np.arange(len(rows)), classes]
+    if accuracy < MIN_ACCURACY:
+        suspected = suspected[margin[suspected] >= STRONG]
     ranked = suspected[np.argsort(-margin[suspected], kind="stable")]
     return Suspects(
         [(int(rows[i]), str(names[other[i]]), float(margin[i])) for i in ranked],
