@@ -105,7 +105,7 @@ def leaks(parts: dict[str, Dataset], keys: dict[str, Keys]) -> Iterator[Finding]
         if pairs:
             yield Finding(
                 "leak",
-                f"{len(pairs):,} of {len(held_out):,} rows of {other} are in {one}, {len(nearly):,} of them nearly "
+                f"{len(pairs):,} of {len(held_out):,} rows of {other} are {_in(one, len(exact), len(nearly))} "
                 f"({other} {_lines([held_out[row].line for row, _, _ in pairs])})",
                 f"take them out of {one} or of {other}, whose figures flatter",
                 [
@@ -114,6 +114,14 @@ def leaks(parts: dict[str, Dataset], keys: dict[str, Keys]) -> Iterator[Finding]
                 ],
                 serious=bool(exact) or len(nearly) > MANY_NEAR * len(held_out),
             )
+
+
+def _in(part: str, exact: int, nearly: int) -> str:
+    return (
+        f"in {part} too, {nearly:,} of them nearly"
+        if exact and nearly
+        else f"{'' if exact else 'nearly '}in {part} too"
+    )
 
 
 def same_texts(train: Dataset, keys: Keys) -> Iterator[Finding]:
@@ -149,13 +157,12 @@ def doubtful_labels(train: Dataset, keys: Keys) -> Iterator[Finding]:
     found = suspects(train.texts, [example.labels[0] for example in train.examples], np.sort(once))
     if found is None or not found.rows:
         return
-    model = f"linear model, {found.accuracy:.0%} right on rows it has not seen"
-    estimate = "too weak for an estimate" if found.estimate is None else f"perhaps {found.estimate:,} wrong labels"
-    part = "" if found.rows_read == len(once) else f" of {found.rows_read:,} read"
+    part = "" if found.rows_read == len(once) else f" among {found.rows_read:,} rows read"
+    in_all = "" if found.estimate is None else f", perhaps {found.estimate:,} wrong in all"
     yield Finding(
         "label noise",
-        f"{len(found.rows):,} rows{part} with a doubtful label ({model}: {estimate}), worst first "
-        f"({_lines([train.examples[row].line for row, _, _ in found.rows])})",
+        f"{len(found.rows):,} labels{part} doubted by a linear model that is {found.accuracy:.0%} right{in_all} "
+        f"(worst first: {_lines([train.examples[row].line for row, _, _ in found.rows])})",
         "look at these rows",
         [
             {
