@@ -114,6 +114,8 @@ def test_swapped_labels_are_at_the_top_of_the_ranking() -> None:
     noise = found(train, honest(200, seed=1))["label noise"]
     worst = {row["line"] - 1 for row in noise.rows[:30]}
     assert len(worst & set(swapped)) >= 27
+    margins = [row["margin"] for row in noise.rows]
+    assert margins == sorted(margins, reverse=True)
     assert noise.rows[0]["rather"] != noise.rows[0]["label"] == train[noise.rows[0]["line"] - 1]["label"]
     rows = dataset(train).texts, [str(row["label"]) for row in train], np.arange(1000)
     suspects = label_noise.suspects(*rows)

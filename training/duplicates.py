@@ -40,8 +40,8 @@ def keys_of(texts: Sequence[Text]) -> NDArray[np.int64]:
 def copies(keys: NDArray[np.int64]) -> list[list[int]]:
     """Rows of one text, where there are several: groups in order of their first row."""
     order = np.argsort(keys, kind="stable")
-    edges = np.flatnonzero(np.diff(keys[order])) + 1
-    return sorted(group.tolist() for group in np.split(order, edges) if len(group) > 1)
+    _, first, count = np.unique(keys[order], return_index=True, return_counts=True)
+    return sorted(order[first[i] : first[i] + count[i]].tolist() for i in np.flatnonzero(count > 1))
 
 
 def shared(seen: NDArray[np.int64], keys: NDArray[np.int64]) -> list[tuple[int, int]]:
