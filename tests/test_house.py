@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "numpy",
         "scipy",
         "sklearn",
+        "rensa",
         "pydantic",
         "yaml",
         "tqdm",

@@ -21,8 +21,10 @@ from model.location import local_folder, parse_location
 from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import evaluate
+from training.health import check
+from training.recipe import LONGEST
 from training.report import evaluation_text, linear_text
-from training.train import train
+from training.train import parts_of, train
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dev", type=Path, metavar="FILE", help="held-out rows; default: a tenth of --train, by hash")
     parser.add_argument("--test", type=Path, metavar="FILE", help="rows that only the last figures are taken on")
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write; must not exist")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write; must not exist")
+    parser.add_argument(
+        "--check-only", action="store_true", help="look at the data and train nothing; with --json, name all rows found"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse data whose figures could not be trusted: leaks, contradictions"
+    )
     parser.add_argument(
         "--init",
         metavar="LOCATION",
@@ -67,6 +75,10 @@ def train_command(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.set)
     train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
     assert train_set is not None
+    if args.check_only:
+        return _check(parts_of(train_set, dev_set, test_set), config, args)
+    if args.out is None:
+        raise ValueError("where to write the bundle is missing, give --out FOLDER, or --check-only to train nothing")
     manifest, evaluations = train(
         config,
         train_set,
@@ -78,6 +90,7 @@ def train_command(args: argparse.Namespace) -> int:
         budget_s=args.budget,
         device=choose_device(args.device),
         resume=args.resume,
+        strict=args.strict,
         command=shlex.join(["heed", *sys.argv[1:]]),
     )
     if args.json:
@@ -103,6 +116,15 @@ def duration(text: str) -> float:
     if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) == 0:
         raise argparse.ArgumentTypeError(f"not a time such as 90s, 10m or 2h: {text}")
     return float(number) * units[unit]
+
+
+def _check(parts: dict[str, Dataset], config: TrainConfig, args: argparse.Namespace) -> int:
+    """Print what is found in the data."""
+    health = check(parts, config.max_tokens or LONGEST)
+    print(health.to_json() if args.json else health.table())
+    if args.strict:
+        health.refuse()
+    return 0
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

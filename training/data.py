@@ -7,7 +7,7 @@ separated by |). Files are read by model/records.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,10 +35,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled text."""
+    """One labelled text, and the line (of Parquet, row) of its file."""
 
     text: Text
     labels: tuple[str, ...]
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["er
         try:
             if isinstance(fields, str):
                 raise ValueError(fields)
-            example, is_multi = _example(fields, columns)
+            example, is_multi = _example(fields, columns, line)
             if multi is not None and is_multi != multi:
                 raise ValueError(
                     "one label here and a list of labels above" if multi else "a list of labels here and one above"
@@ -163,7 +164,7 @@ def epoch_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
+def _example(fields: dict[str, Any], columns: Columns, line: int) -> tuple[Example, bool]:
     """One row -> example and whether it is multi-label. Raises ValueError with the reason."""
     text = _string(fields, columns.text)
     pair = fields.get("text_pair")
@@ -178,8 +179,8 @@ def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
             raise ValueError("labels is not a list of strings")
         for label in labels:
             check_unicode("labels", label)
-        return Example(whole, tuple(dict.fromkeys(labels))), True
-    return Example(whole, (_string(fields, columns.label),)), False
+        return Example(whole, tuple(dict.fromkeys(labels)), line), True
+    return Example(whole, (_string(fields, columns.label),), line), False
 
 
 def _string(fields: dict[str, Any], name: str) -> str:

@@ -37,8 +37,12 @@ def finish(
     out: Path,
     history: list[dict[str, float]],
     made_by: dict[str, Any],
+    reports: dict[str, str],
 ) -> tuple[Manifest, dict[str, Evaluation]]:
-    """Round the weights as they will be stored, calibrate on dev, measure on held-out data, write the bundle."""
+    """Round the weights as they will be stored, calibrate on dev, measure on held-out data, write the bundle.
+
+    reports are files to put beside the report of the figures, by their path in the bundle.
+    """
     stored = WEIGHT_TYPES[run.config.weights]
     run.classifier.to("cpu", stored).float().eval()
     rows = {name: run.rows(dataset) for name, dataset in held_out.items()}
@@ -70,7 +74,7 @@ def finish(
         metrics={name: headline(e) for name, e in evaluations.items()},
         reference=reference_statistics(run.labels, scores["dev"], [row.tokens for row in rows["dev"]]),
     )
-    files = {
+    files = reports | {
         "README.md": card(manifest, evaluations, history),
         "report/metrics.json": json.dumps(
             {"history": history, **{k: e.to_dict() for k, e in evaluations.items()}},

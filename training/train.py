@@ -30,8 +30,9 @@ from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.data import DataError, epoch_batches, split, targets
 from training.evaluate import check_problem, score
 from training.finish import finish
+from training.health import check
 from training.loss import Aim, loss_of
-from training.recipe import choose_recipe
+from training.recipe import LONGEST, choose_recipe
 from training.report import epoch_line, run_line
 from training.teacher import teacher_logits
 
@@ -103,6 +104,7 @@ def train(
     budget_s: float = math.inf,
     device: torch.device,
     resume: bool = False,
+    strict: bool = False,
     command: str = "",
     on_step: Callable[[int], object] = lambda step: None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
@@ -110,21 +112,19 @@ def train(
 
     Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
     whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
-    from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. on_step
-    hears each step done.
+    from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
+    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done.
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
-    if dev_set is None:
-        train_set, dev_set = split(train_set)
+    parts = parts_of(train_set, dev_set, test_set)
+    health = check(parts, config.max_tokens or LONGEST)
+    print(health.table(), file=sys.stderr)
+    if strict:
+        health.refuse()
+    train_set, held_out = parts["train"], {name: part for name, part in parts.items() if name != "train"}
     labels = train_set.label_names
-    if len(labels) < 2 and train_set.problem_type != MULTI:
-        raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
-    held_out = {"dev": dev_set} | ({"test": test_set} if test_set else {})
-    for dataset in held_out.values():
-        check_problem(dataset, train_set.problem_type)
-        targets(dataset, labels)  # refuses a label that is not in the training data
 
     torch.manual_seed(config.seed)
     classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
@@ -137,7 +137,7 @@ def train(
         tokenizer,
         labels,
         train_set,
-        dev_set,
+        parts["dev"],
         device,
         max_tokens,
         start=content_hash(init) if init else None,
@@ -158,12 +158,29 @@ def train(
         "seconds": round(time.monotonic() - started),
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples)}
-            for name, dataset in ({"train": train_set} | held_out).items()
+            for name, dataset in parts.items()
         },
     }
-    result = finish(run, held_out, out, history, made_by)
+    result = finish(run, held_out, out, history, made_by, {"report/data.json": health.to_json()})
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def parts_of(train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | None) -> dict[str, Dataset]:
+    """train, dev and, where given, test; without a dev set, a tenth of the training texts is held out by hash.
+
+    Raises DataError where they do not fit one another, or leave nothing to learn.
+    """
+    if dev_set is None:
+        train_set, dev_set = split(train_set)
+    labels = train_set.label_names
+    if len(labels) < 2 and train_set.problem_type != MULTI:
+        raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
+    held_out = {"dev": dev_set} | ({"test": test_set} if test_set else {})
+    for dataset in held_out.values():
+        check_problem(dataset, train_set.problem_type)
+        targets(dataset, labels)  # refuses a label that is not in the training data
+    return {"train": train_set} | held_out
 
 
 def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, float]]:
