@@ -21,7 +21,7 @@ MAY_IMPORT = {
         "huggingface_hub",
         "pyarrow",
     },  # Parquet: where it is there
-    "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "pydantic", "yaml", "tqdm"},
+    "training": {"model", "torch", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "yaml", "tqdm"},
     "service": {
         "model",
         "torch",

@@ -10,12 +10,11 @@ from model.scores import (
     SINGLE,
     Calibration,
     ProblemType,
-    fit_quantile,
-    fit_temperature,
     label_sets,
     pool_windows,
     probabilities,
 )
+from training.calibrate import fit_quantile, fit_temperature
 
 
 def logits_and_labels(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,9 @@ class TrainConfig:
     patience: int = 2  # epochs without a better dev score before stopping
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
+    coverage: float = 0.9  # share of texts whose label set holds the true label
+    false_alarms: float = 0.05  # share of texts like those trained on that it abstains on; 0: it never abstains
+    out_of_scope_label: str | None = None  # of rows that are of no class, as a user will send them too
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,8 +79,11 @@ class TrainConfig:
                 raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
         if self.max_tokens < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.max_tokens}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is not in [0, 1): {self.warmup}")
+        for name in ("warmup", "false_alarms"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"coverage is not in (0, 1): {self.coverage}")
         if self.batch_tokens < self.max_tokens:
             raise ValueError(
                 f"batch_tokens does not hold one text of max_tokens={self.max_tokens}: {self.batch_tokens}"

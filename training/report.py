@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
     from model.manifest import Manifest
     from training.checkpoint import Progress
-    from training.evaluate import Evaluation, Interval
+    from training.evaluate import Evaluation
+    from training.intervals import Interval
+    from training.reliability import Reliability
     from training.train import Run
 
 EPOCH_HEADER = "epoch     loss  dev loss  dev score  tokens/s  seconds"

@@ -28,8 +28,9 @@ from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.data import DataError, epoch_batches, split, targets
+from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
+from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.report import epoch_line, run_line
 
@@ -85,6 +86,10 @@ class Run:
         """The texts as token ids."""
         return self.tokenizer.encode(dataset.texts, self.max_tokens)
 
+    def outside_rows(self, dataset: Dataset) -> list[Row]:
+        """Those that are of no class."""
+        return self.tokenizer.encode(dataset.outside, self.max_tokens)
+
     @property
     def max_tokens(self) -> int:
         """Longest row, as the settings and the encoder allow."""
@@ -114,6 +119,8 @@ def train(
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
     if dev_set is None:
         train_set, dev_set = split(train_set)
+    train_set, dev_set = (set_aside(dataset, config.out_of_scope_label) for dataset in (train_set, dev_set))
+    test_set = test_set and set_aside(test_set, config.out_of_scope_label)
     labels = train_set.label_names
     if len(labels) < 2 and train_set.problem_type != MULTI:
         raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
@@ -121,6 +128,8 @@ def train(
     for dataset in held_out.values():
         check_problem(dataset, train_set.problem_type)
         targets(dataset, labels)  # refuses a label that is not in the training data
+    if config.out_of_scope_label and not any(dataset.outside for dataset in (train_set, *held_out.values())):
+        raise DataError(f"{train_set.name}: no row has the out_of_scope_label: {config.out_of_scope_label}")
 
     torch.manual_seed(config.seed)
     classifier, tokenizer = build(config, train_set, len(labels), init)
@@ -152,6 +161,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
     config, model = run.config, run.classifier
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
+    outside = run.outside_rows(run.train)
     truth = torch.from_numpy(targets(run.train, run.labels)).to(run.device)
     lengths = [len(row.ids) for row in rows]
     plans = [
@@ -163,7 +173,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     total_steps = sum(map(len, plans))
     optimizer = make_optimizer(model, config)
     at, best = Progress(), None
-    identity = identity_of(run, rows, dev_rows)
+    identity = identity_of(run, rows, dev_rows, outside)
     if resume:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
 
@@ -172,10 +182,12 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         plan = plans[at.epoch]
         model.train()
         for indices in _bar(plan, at, config.epochs):
-            batch = make_batch([rows[i] for i in indices], "padded", model.config.pad_id, model.config.first_position)
+            shown = [rows[i] for i in indices] + draw(outside, at.step, config)
+            batch = make_batch(shown, "padded", model.config.pad_id, model.config.first_position)
             with run.autocast():
                 logits = model(batch.to(run.device))
-            loss = loss_of(logits, truth[indices], config.label_smoothing)
+            loss = loss_of(logits[: len(indices)], truth[indices], config.label_smoothing)
+            loss = loss + exposure_loss(logits[len(indices) :])
             loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {run.peak}")
@@ -205,7 +217,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     return at.history
 
 
-def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any]:
+def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Row]) -> dict[str, Any]:
     """What must be equal for a run to be the continuation of another: settings, rows as encoded, labels, start."""
 
     def digest(part: list[Row], dataset: Dataset) -> str:
@@ -218,6 +230,7 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "training data": digest(rows, run.train),
         "dev data": digest(dev_rows, run.dev),
+        "rows out of scope": hashlib.sha256(repr([row.ids for row in outside]).encode()).hexdigest(),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
 

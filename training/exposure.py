@@ -1,0 +1,33 @@
+"""Outlier exposure: rows that are of no class teach the model to be sure of nothing on texts like them.
+
+Hendrycks et al. 2019, https://arxiv.org/abs/1812.04606. Called by the loop in training/train.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from model.tokens import Row
+    from training.build import TrainConfig
+
+SHARE = 8  # a batch has one of them for so many rows
+WEIGHT = 0.5  # of their loss; as in the paper
+
+
+def draw(outside: Sequence[Row], step: int, config: TrainConfig) -> list[Row]:
+    """Those that go with the batch of a step: always the same, which is what makes a resumed run exact."""
+    wanted = min(len(outside), max(1, config.batch_rows // SHARE))
+    rng = np.random.default_rng((config.seed, step))
+    return [outside[i] for i in rng.choice(len(outside), wanted, replace=False)] if wanted else []
+
+
+def exposure_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy against the uniform distribution, weighted; logits (B, C), 0 where there are no rows."""
+    return -WEIGHT * logits.float().log_softmax(dim=1).mean(dim=1).sum() / max(len(logits), 1)
