@@ -100,11 +100,10 @@ def label_sets(scores: Array, problem: ProblemType, calibration: Calibration) ->
 def scope_scores(logits: Array) -> Array:
     """How much a text is like those that the model was trained on, the higher the more; (N, C) -> (N,).
 
-    The negative free energy, log sum exp of the logits, before calibration.
-    Liu et al. 2020, https://arxiv.org/abs/2010.03759, equation 4.
+    The highest logit, before calibration. Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132: unlike the highest
+    probability it does not fall where two of many labels are alike. Energy (Liu et al. 2020) finds no more.
     """
-    top = logits.max(axis=1)
-    return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
+    return np.asarray(logits.max(axis=1))
 
 
 def abstentions(logits: Array, calibration: Calibration) -> NDArray[np.bool_] | None:

@@ -177,7 +177,8 @@ def evaluate(
 ) -> Evaluation:
     """Figures of a bundle on labelled data, in fp32 with its calibration.
 
-    Rows of its out-of-scope label are of no class: what is found of them is under reliability. on_pass hears how many rows each pass read. Raises DataError where the data's labels are not the bundle's.
+    Rows of its out-of-scope label are of no class: what is found of them is under reliability. on_pass hears how
+    many rows each pass read. Raises DataError where the data's labels are not the bundle's.
     """
     check_problem(dataset, bundle.problem_type)
     dataset = set_aside(dataset, bundle.manifest.out_of_scope_label if bundle.manifest else None)
