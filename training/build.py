@@ -61,6 +61,7 @@ class TrainConfig:
     coverage: float = 0.9  # share of texts whose label set holds the true label
     false_alarms: float = 0.05  # share of texts like those trained on that it abstains on; 0: it never abstains
     out_of_scope_label: str | None = None  # of rows that are of no class, as a user will send them too
+    outlier_exposure: float = 0.0  # weight of their loss: finds more of them, at a cost in accuracy; 0: not trained on
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class TrainConfig:
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "outlier_exposure"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
         if self.max_tokens < MIN_TOKENS:

@@ -26,7 +26,7 @@ MIN_CALIBRATION_ROWS = 100  # below, a fit is noise
 FOLDS = 5
 MIN_DEV_ROWS = MIN_CALIBRATION_ROWS * FOLDS // (FOLDS - 1)  # so that each fold is judged by a fit on enough others
 PRIOR = 10.0  # precision of a label's slope and offset around those shared by all
-MIN_POSITIVES = 5  # of a label, for a threshold of its own
+MIN_POSITIVES = 5  # of a label, for a slope, an offset and a threshold of its own
 SHRINK = 10  # positives of a label at which its threshold is half its own, half the shared one
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 
@@ -107,13 +107,15 @@ def fit_platt(logits: Array, truth: NDArray[Any]) -> tuple[tuple[float, ...], tu
     """Slope and offset of each label's logit that minimise the negative log likelihood; logits and truth (N, C).
 
     Of a rare label they are hardly known: each is drawn to the slope and offset that serve all labels best
-    together, as if they were drawn around them with a variance of 1 / PRIOR. Raises ValueError below 100 examples.
+    together, by a normal prior around them of variance 1 / PRIOR; under MIN_POSITIVES it has just those.
+    Raises ValueError below 100 examples.
     Platt 1999, "Probabilistic outputs for support vector machines".
     """
     _check_enough("scaling", len(truth))
     z, y = logits.astype(np.float64), truth.astype(np.float64)
     shared = _platt(z.ravel(), y.ravel(), np.array([1.0, 0.0]), 0.0)
-    fitted = [_platt(z[:, i], y[:, i], shared, PRIOR) for i in range(z.shape[1])]
+    is_rare = y.sum(axis=0) < MIN_POSITIVES
+    fitted = [shared if is_rare[i] else _platt(z[:, i], y[:, i], shared, PRIOR) for i in range(z.shape[1])]
     return tuple(float(slope) for slope, _ in fitted), tuple(float(offset) for _, offset in fitted)
 
 

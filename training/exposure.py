@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from training.build import TrainConfig
 
 SHARE = 16  # a batch has one of them for so many rows
-WEIGHT = 0.1  # of their loss; at the paper's 0.5 the labels of texts in scope suffer
 
 
 def draw(outside: Sequence[Row], step: int, config: TrainConfig) -> list[Row]:
     """Those that go with the batch of a step: always the same, which is what makes a resumed run exact."""
+    if not config.outlier_exposure:
+        return []
     wanted = min(len(outside), max(1, config.batch_rows // SHARE))
     rng = np.random.default_rng((config.seed, step))
     return [outside[i] for i in rng.choice(len(outside), wanted, replace=False)] if wanted else []
 
 
 def exposure_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy against the uniform distribution, weighted; logits (B, C), 0 where there are no rows."""
-    return -WEIGHT * logits.float().log_softmax(dim=1).mean(dim=1).sum() / max(len(logits), 1)
+    """Mean cross-entropy of rows against the uniform distribution; logits (B, C), 0 where there are no rows."""
+    return -logits.log_softmax(dim=1).mean(dim=1).sum() / max(len(logits), 1)

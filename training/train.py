@@ -148,7 +148,7 @@ def train(
         "config": dataclasses.asdict(config),
         "seconds": round(time.monotonic() - started),
         "data": {
-            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples)}
+            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
             for name, dataset in ({"train": train_set} | held_out).items()
         },
     }
@@ -187,7 +187,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
             with run.autocast():
                 logits = model(batch.to(run.device))
             loss = loss_of(logits[: len(indices)], truth[indices], config.label_smoothing)
-            loss = loss + exposure_loss(logits[len(indices) :])
+            loss = loss + config.outlier_exposure * exposure_loss(logits[len(indices) :])
             loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {run.peak}")
