@@ -64,6 +64,7 @@ class Result:
     version: str
     labels: tuple[LabelScore, ...] = ()  # best first
     label_set: tuple[str, ...] | None = None
+    abstained: bool | None = None  # the text is unlike those trained on: do not use its labels; None: cannot tell
     tokens: int = 0
     truncated_tokens: int = 0
     windows: tuple[Window, ...] = ()
@@ -116,6 +117,7 @@ def _result(found: dict[str, Any], of_all: dict[str, Any]) -> Result:
         **of_all,
         labels=_labels(found),
         label_set=tuple(found["label_set"]) if "label_set" in found else None,
+        abstained=found.get("abstained"),
         tokens=found["tokens"],
         truncated_tokens=found["truncated_tokens"],
         windows=tuple(Window(w["start"], w["end"], _labels(w), w.get("side")) for w in found.get("windows", ())),

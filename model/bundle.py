@@ -202,8 +202,8 @@ def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
         raise BundleError(f"heed.json and config.json name different labels or problem types: {folder}")
     if not 2 < manifest.max_tokens <= bundle.classifier.config.max_tokens:
         raise BundleError(f"heed.json: max_tokens is not what the encoder reads: {manifest.max_tokens} ({folder})")
-    if not manifest.calibration.temperature > 0:
-        raise BundleError(f"heed.json: temperature is not positive: {manifest.calibration.temperature} ({folder})")
+    if fault := manifest.calibration.fault(len(bundle.labels)):
+        raise BundleError(f"heed.json: {fault} ({folder})")
     if not manifest.probes:
         return
     try:

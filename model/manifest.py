@@ -13,7 +13,7 @@ from model.scores import Calibration, ProblemType
 if TYPE_CHECKING:
     from model.tokens import Tokenizer
 
-FORMAT = 1  # of heed.json; a reader refuses a higher one
+FORMAT = 2  # of heed.json; a reader refuses a higher one. 2: more in calibration, out_of_scope_label
 
 
 class BundleError(ValueError):
@@ -35,6 +35,7 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)  # of held-out data, each with its n
     probes: list[dict[str, Any]] = field(default_factory=list)  # {"text", "logits"}
     reference: dict[str, Any] = field(default_factory=dict)  # statistics of held-out data, for drift
+    out_of_scope_label: str | None = None  # of rows that were no class of it
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -46,12 +47,10 @@ class Manifest:
         """Raises BundleError naming what is missing or of a newer format."""
         try:
             fields = json.loads(text)
-            if fields["format"] > FORMAT:
-                raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {fields['format']}")
-            calibration = dict(fields.pop("calibration"))
-            if calibration.get("thresholds") is not None:
-                calibration["thresholds"] = tuple(calibration["thresholds"])
-            return cls(**fields, calibration=Calibration(**calibration))
+            written = fields.pop("format")
+            if written > FORMAT:
+                raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {written}")
+            return cls(**fields | {"calibration": Calibration.from_json(fields["calibration"])})
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
 

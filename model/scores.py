@@ -1,13 +1,13 @@
-"""Logits -> calibrated scores and label sets, and the fits behind them: pure functions over arrays.
+"""Logits -> calibrated scores, label sets and abstentions: pure functions over arrays.
 
 Letters: N texts, W windows of them, C labels.
-Fitted by training/finish.py, applied by service/predictor.py and training/evaluate.py.
+Fitted by training/calibrate.py, applied by service/scored.py and training/evaluate.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,61 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 SINGLE: ProblemType = "single_label_classification"
 MULTI: ProblemType = "multi_label_classification"
 
-MIN_CALIBRATION_ROWS = 100  # below, a fit is noise
-
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What turns logits into scores that can be believed; the defaults change nothing."""
+    """What turns logits into scores that can be believed; the defaults change nothing. Sequences are by label id."""
 
     temperature: float = 1.0  # logits are divided by it
+    slopes: tuple[float, ...] | None = None  # multi-label: a label's logit is multiplied by its slope,
+    offsets: tuple[float, ...] | None = None  # and its offset added
     thresholds: tuple[float, ...] | None = None  # multi-label: a label is given from this score on
     coverage: float | None = None  # share of texts whose label set holds the true label
     quantile: float | None = None  # a label is in the set if 1 - score <= quantile
+    false_alarms: float | None = None  # share of texts like those trained on that the model abstains on
+    scope_threshold: float | None = None  # it abstains where scope_scores() are below
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Calibration:
+        """Of what dataclasses.asdict() gave, after JSON. Raises TypeError for a field that there is not."""
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
+        return cls(**values)
+
+    def fault(self, num_labels: int) -> str | None:
+        """What makes it none for so many labels."""
+        if not self.temperature > 0:
+            return f"temperature is not positive: {self.temperature}"
+        if (self.slopes is None) != (self.offsets is None):
+            return f"slopes go with offsets, there are only: {'offsets' if self.slopes is None else 'slopes'}"
+        for name in ("slopes", "offsets", "thresholds"):
+            values = getattr(self, name)
+            if values is not None and len(values) != num_labels:
+                return f"{name} are not one for each of the {num_labels} labels: {len(values)}"
+        if not all(slope > 0 for slope in self.slopes or ()):
+            return f"a slope is not positive: {min(self.slopes or ())}"
+        return None
 
 
-def probabilities(logits: Array, problem: ProblemType, temperature: float = 1.0) -> Array:
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a calibrated model says of N texts; None where nothing was fitted."""
+
+    scores: Array  # (N, C)
+    sets: NDArray[np.bool_] | None  # (N, C)
+    abstained: NDArray[np.bool_] | None  # (N,)
+
+
+def judge(logits: Array, problem: ProblemType, calibration: Calibration) -> Judged:
+    """Everything that is said of texts by their logits (N, C)."""
+    scores = probabilities(logits, problem, calibration)
+    return Judged(scores, label_sets(scores, problem, calibration), abstentions(logits, calibration))
+
+
+def probabilities(logits: Array, problem: ProblemType, calibration: Calibration = Calibration()) -> Array:
     """Softmax over labels, or a sigmoid each where labels are independent; (N, C) -> (N, C)."""
-    z = logits / np.float32(temperature)
+    z = logits / np.float32(calibration.temperature)
+    if calibration.slopes is not None:
+        z = z * np.array(calibration.slopes, dtype=np.float32) + np.array(calibration.offsets, dtype=np.float32)
     if problem == MULTI or z.shape[1] == 1:
         half = np.float32(0.5)
         scores: Array = half + half * np.tanh(half * z)  # a sigmoid that cannot overflow
@@ -58,6 +97,22 @@ def label_sets(scores: Array, problem: ProblemType, calibration: Calibration) ->
     return scores >= np.float32(1 - calibration.quantile)
 
 
+def scope_scores(logits: Array) -> Array:
+    """How much a text is like those that the model was trained on, the higher the more; (N, C) -> (N,).
+
+    The highest logit, before calibration. Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132: unlike the highest
+    probability it does not fall where two of many labels are alike. Energy (Liu et al. 2020) finds no more.
+    """
+    return np.asarray(logits.max(axis=1))
+
+
+def abstentions(logits: Array, calibration: Calibration) -> NDArray[np.bool_] | None:
+    """True where a text is so unlike those trained on that its answer should not be used; (N, C) -> (N,)."""
+    if calibration.scope_threshold is None:
+        return None
+    return np.asarray(scope_scores(logits) < np.float32(calibration.scope_threshold))
+
+
 def pool_windows(logits: Array, counts: Sequence[int], problem: ProblemType) -> Array:
     """Logits of texts from those of their windows, before calibration; (W, C) -> (N, C).
 
@@ -69,39 +124,3 @@ def pool_windows(logits: Array, counts: Sequence[int], problem: ProblemType) -> 
     if problem == MULTI:
         return np.asarray(np.maximum.reduceat(logits, first))
     return np.asarray(np.add.reduceat(logits, first) / np.array(counts, dtype=np.float32)[:, None])
-
-
-def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
-    """Temperature that minimises the negative log likelihood on held-out data.
-
-    logits (N, C) are unnormalised, labels (N,) are class ids. The loss is convex in 1 / temperature, so a
-    ternary search over [0.05, 20] finds its minimum. Raises ValueError below 100 examples.
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
-    """
-    if len(labels) < MIN_CALIBRATION_ROWS:
-        raise ValueError(f"a temperature fitted on under {MIN_CALIBRATION_ROWS} examples is noise: {len(labels)}")
-
-    def loss(inverse: float) -> float:
-        z = logits.astype(np.float64) * inverse
-        z -= z.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]).mean())
-
-    low, high = 0.05, 20.0
-    for _ in range(60):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return 2 / (low + high)
-
-
-def fit_quantile(scores: Array, labels: NDArray[np.int64], coverage: float) -> float:
-    """Split-conformal quantile of 1 - score of the true label, on data not trained on.
-
-    Sadinle et al. 2019, https://arxiv.org/abs/1609.00451: sets {label: 1 - score <= quantile} hold the true
-    label for at least `coverage` of exchangeable texts. Raises ValueError below 100 examples.
-    """
-    n = len(labels)
-    if n < MIN_CALIBRATION_ROWS:
-        raise ValueError(f"a quantile fitted on under {MIN_CALIBRATION_ROWS} examples is noise: {n}")
-    misfit = np.sort(1 - scores[np.arange(n), labels])
-    rank = min(int(np.ceil((n + 1) * coverage)), n)
-    return float(misfit[rank - 1])

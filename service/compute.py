@@ -75,15 +75,13 @@ class Compute:
             said = self.engine.ask_and_wait(["load", number, str(folder), precision, version])
         except Refused as error:
             raise BundleError(str(error)) from None
-        calibration = said["calibration"]
-        thresholds = calibration["thresholds"]
         bundle = Described(
             name=said["name"],
             version=said["version"],
             labels=said["labels"],
             problem_type=said["problem_type"],
             max_tokens=said["max_tokens"],
-            calibration=Calibration(**calibration | {"thresholds": thresholds and tuple(thresholds)}),
+            calibration=Calibration.from_json(said["calibration"]),
             tokenizer=Tokenizer.from_folder(folder, has_types=said["has_types"]),
         )
         return Loaded(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Keeps = Sequence[dict[str, Any]]
     Answers = Sequence[TextAnswer]
 
-JSON_FIELDS = frozenset({"labels", "label_set", "tokens", "truncated_tokens", "windows", "error"})
+JSON_FIELDS = frozenset({"labels", "label_set", "abstained", "tokens", "truncated_tokens", "windows", "error"})
 GROUP_ROWS, GROUP_BYTES = 65_536, 64 * 2**20  # of Parquet's row groups
 
 
@@ -99,6 +99,7 @@ class Table(Format):
 
     kept: dict[str, str]
     has_sets: bool
+    abstains: bool
     delimiter: str = ","
 
     @property
@@ -106,7 +107,8 @@ class Table(Format):
         """Ours. A score of each label, but with top_k=1 only that of the best."""
         scores = [f"score_{label}" for label in self.labels] if self.top_k is None else []
         sets = ["label_set"] if self.has_sets else []
-        return ["label", "score", *scores, *sets, "tokens", "truncated_tokens", "error"]
+        abstained = ["abstained"] if self.abstains else []
+        return ["label", "score", *scores, *sets, *abstained, "tokens", "truncated_tokens", "error"]
 
     @property
     def fields(self) -> frozenset[str]:
@@ -135,7 +137,9 @@ class Table(Format):
         best = max(range(len(self.labels)), key=whole.scores.__getitem__)
         scores = whole.scores if self.top_k is None else []
         sets = [label_set(self.labels, whole)] if self.has_sets else []
-        return [self.labels[best], whole.scores[best], *scores, *sets, answer.tokens, answer.rows[0].truncated, None]
+        abstained = [whole.abstained] if self.abstains else []
+        found = [self.labels[best], whole.scores[best], *scores, *sets, *abstained]
+        return [*found, answer.tokens, answer.rows[0].truncated, None]
 
     def _lines(self, rows: list[list[Any]]) -> bytes:
         lines = Lines()
@@ -156,7 +160,8 @@ class Parquet(Table):
             pa.field(new, pa.string() if self.schema is None else _spelt_out(pa, self.schema.field(old).type))
             for old, new in self.kept.items()
         ]
-        types = {"label": pa.string(), "label_set": pa.list_(pa.string()), "error": pa.string()}
+        words = {"label": pa.string(), "label_set": pa.list_(pa.string()), "error": pa.string()}
+        types = words | {"abstained": pa.bool_()}
         counts = dict.fromkeys(("tokens", "truncated_tokens"), pa.int32())
         return pa.schema([*kept, *(pa.field(name, (types | counts).get(name, pa.float32())) for name in self.columns)])
 
@@ -218,7 +223,14 @@ def choose_format(path: Path, bundle: Described, top_k: int | None, kept: dict[s
     if suffix == ".jsonl":
         return Format(labels=bundle.labels, top_k=top_k, path=path, packed=packed)
     has_sets = bundle.problem_type == MULTI or bundle.calibration.quantile is not None
-    shared: dict[str, Any] = {"labels": bundle.labels, "top_k": top_k, "path": path, "kept": kept, "has_sets": has_sets}
+    shared: dict[str, Any] = {
+        "labels": bundle.labels,
+        "top_k": top_k,
+        "path": path,
+        "kept": kept,
+        "has_sets": has_sets,
+        "abstains": bundle.calibration.scope_threshold is not None,
+    }
     if suffix == PARQUET:
         return Parquet(**shared, schema=schema)
     return Table(**shared, packed=packed, delimiter=DELIMITERS[suffix])
@@ -232,6 +244,8 @@ def result_fields(labels: Sequence[str], answer: TextAnswer, top_k: int | None) 
     found: dict[str, Any] = {"labels": _best(labels, whole, top_k)}
     if whole.in_set is not None:
         found["label_set"] = label_set(labels, whole)
+    if whole.abstained is not None:
+        found["abstained"] = whole.abstained
     found["tokens"], found["truncated_tokens"] = answer.tokens, answer.rows[0].truncated
     if answer.windows:
         found["windows"] = [
@@ -293,6 +307,9 @@ def _spelt_out(pa: Any, kind: Any) -> Any:
 
 
 def _joined(value: Any) -> Any:
+    """A value of ours in a table that has no types."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "|".join(value) if isinstance(value, list) else value
 
 

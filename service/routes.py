@@ -223,6 +223,7 @@ class Service:
             problem_type=model.bundle.problem_type,
             max_tokens=model.bundle.max_tokens,
             coverage=model.bundle.calibration.coverage,
+            false_alarms=model.bundle.calibration.false_alarms,
             device=model.loaded.device,
             precision=model.loaded.precision,
         )

@@ -235,6 +235,13 @@ class TextResult(BaseModel):
         list[str] | None,
         Field(description="Conformal set, or the labels over their thresholds; absent if the model has none."),
     ] = None
+    abstained: Annotated[
+        bool | None,
+        Field(
+            description="True: the text is unlike those that the model was trained on, do not use its labels; absent "
+            "if the model cannot tell."
+        ),
+    ] = None
     tokens: Annotated[
         int | None,
         Field(description="Tokens of the text that the model read, each counted once, special tokens included."),
@@ -264,6 +271,7 @@ def text_result(
     return TextResult(
         labels=best(whole),
         label_set=None if in_set is None else [label for label, inside in zip(labels, in_set, strict=True) if inside],
+        abstained=whole.abstained,
         tokens=answer.tokens,
         truncated_tokens=answer.rows[0].truncated,
         windows=[
@@ -359,6 +367,10 @@ class ModelInfo(BaseModel):
     max_tokens: int
     coverage: Annotated[
         float | None, Field(description="Share of texts whose label_set holds the true label; null: no such sets.")
+    ]
+    false_alarms: Annotated[
+        float | None,
+        Field(description="Share of texts like those it was trained on that are abstained all the same; null: never."),
     ]
     device: str
     precision: str

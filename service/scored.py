@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.scores import label_sets, probabilities
+from model.scores import judge
 from service.errors import Failed
 
 if TYPE_CHECKING:
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the model says of one text, in the order of its label ids; in_set is None without calibration."""
+    """What the model says of one text, in the order of its label ids; None where nothing was fitted for it."""
 
     logits: list[float]
     scores: list[float]
     in_set: list[bool] | None
+    abstained: bool | None = None  # the text is unlike those that the model was trained on
 
 
 def score(bundle: Described, logits: Array) -> list[Scored | ServiceError]:
     """Calibrated answers of logits (N, C)."""
-    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
-    sets = label_sets(scores, bundle.problem_type, bundle.calibration)
-    in_sets = [None] * len(logits) if sets is None else sets.tolist()
-    parts = zip(np.all(np.isfinite(logits), axis=1), logits.tolist(), scores.tolist(), in_sets, strict=True)
+    judged = judge(logits, bundle.problem_type, bundle.calibration)
+    fitted = [[None] * len(logits) if part is None else part.tolist() for part in (judged.sets, judged.abstained)]
+    parts = zip(np.all(np.isfinite(logits), axis=1), logits.tolist(), judged.scores.tolist(), *fitted, strict=True)
     return [Scored(*scored) if is_finite else Failed() for is_finite, *scored in parts]

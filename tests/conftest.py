@@ -116,6 +116,17 @@ def tags_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def abstaining_folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, only that no text is enough like those that it was trained on."""
+    bundle = load_bundle(bundle_folder)
+    assert bundle.manifest is not None
+    folder = tmp_path_factory.mktemp("abstaining") / "shy"
+    calibration = replace(bundle.calibration, scope_threshold=1e6)
+    save_bundle(folder, bundle.classifier, bundle.tokenizer, replace(bundle.manifest, calibration=calibration))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def replica(bundle_folder: Path, tags_folder: Path) -> Iterator[Replica]:
     """A replica behind HTTP with the models mood, the default, and tags, of several labels a text."""
     models = {"mood": bundle_folder, "tags": tags_folder}

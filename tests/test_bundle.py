@@ -126,7 +126,7 @@ def test_a_bundle_that_gives_other_logits_on_its_probes_is_refused(copy: Path) -
         ("model.safetensors", "garbage", "not a safetensors file"),
         ("tokenizer_config.json", '{"do_lower_case": false}', "differ in do_lower_case: False"),
         ("heed.json", '{"format": 1}', "heed.json"),
-        ("heed.json", '{"format": 99}', "newer format than 1, update Heed: 99"),
+        ("heed.json", '{"format": 99}', "newer format than 2, update Heed: 99"),
     ],
 )
 def test_a_broken_file_is_named(copy: Path, file: str, content: str, message: str) -> None:
@@ -158,6 +158,7 @@ def test_a_missing_file_is_named(copy: Path, file: str) -> None:
         ("heed.json", {"problem_type": "foo"}, "different labels or problem types"),
         ("heed.json", {"probes": [{"text": 1}]}, "not texts with logits"),
         ("heed.json", {"calibration": {"temperature": 0}}, "temperature is not positive: 0"),
+        ("heed.json", {"calibration": {"thresholds": [0.5]}}, "thresholds are not one for each of the 2 labels: 1"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(copy: Path, file: str, change: dict[str, Any], message: str) -> None:

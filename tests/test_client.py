@@ -53,6 +53,19 @@ def test_each_text_gets_its_result_in_order(client: heed.Client, bundle: Bundle)
     first = results[0]
     assert first.score == max(label.score for label in first.labels)
     assert first.label_set == ("positive",)
+    assert first.abstained is False
+
+
+def test_a_text_unlike_those_that_the_model_was_trained_on_is_abstained_and_labelled_all_the_same(
+    abstaining_folder: Path, tags_folder: Path
+) -> None:
+    with served({"shy": abstaining_folder, "tags": tags_folder}) as url, heed.Client(url) as client:
+        [shy], [tags] = (client.classify(["a lovely film"], model=model) for model in ("shy", "tags"))
+        assert (shy.label, shy.abstained, tags.abstained) == ("positive", True, None)
+        said = httpx.get(f"{url}/v1/models").json()["models"]
+        assert [model["false_alarms"] for model in said] == [0.05, None]
+        v1 = httpx.post(f"{url}/v1/models/shy:predict", json={"instances": ["a lovely film"]}).json()
+        assert v1["predictions"][0]["abstained"] is True
 
 
 def test_the_asynchronous_client_answers_the_same(url: str, client: heed.Client) -> None:

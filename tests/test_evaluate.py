@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from model.scores import Calibration
-from training.evaluate import expected_calibration_error, score, wilson
+from training.evaluate import score
+from training.intervals import wilson
+from training.reliability import expected_calibration_error
 from training.report import evaluation_text
 
 

@@ -89,6 +89,7 @@ def test_every_format_holds_the_same_answers(
             assert float(row[f"score_{each['label']}"]) == each["score"]
         sets = row["label_set"].split("|") if isinstance(row["label_set"], str) else row["label_set"]
         assert [label for label in sets if label] == answer["label_set"]
+        assert str(row["abstained"]).lower() == str(answer["abstained"]).lower()
         assert int(row["tokens"]) == answer["tokens"]
     assert found[-1]["error"] == expected[-1]["error"]["code"] == "too_many_tokens"
     assert not found[-1]["label"]
@@ -99,7 +100,7 @@ def test_a_table_with_one_label_has_no_score_of_the_others(
 ) -> None:
     out = tmp_path / "out.csv"
     assert main(["predict", str(bundle_folder), str(write_jsonl(rows(2))), "--out", str(out), "--top-k", "1"]) == 0
-    assert out.read_text().splitlines()[0] == "label,score,label_set,tokens,truncated_tokens,error"
+    assert out.read_text().splitlines()[0] == "label,score,label_set,abstained,tokens,truncated_tokens,error"
 
 
 def test_kept_columns_come_first_and_none_is_written_over(bundle_folder: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_scores_are_calibrated(ask: Ask, bundle: Bundle) -> None:
         return [by_label[label] for label in bundle.labels]
 
     logits = np.array([values(raw_scores=True)], dtype=np.float32)
-    expected = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)[0]
+    expected = probabilities(logits, bundle.problem_type, bundle.calibration)[0]
     assert bundle.calibration.temperature != 1
     assert values() == pytest.approx(expected.tolist(), abs=1e-5)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,21 +14,11 @@ from model.scores import (
     SINGLE,
     Calibration,
     ProblemType,
-    fit_quantile,
-    fit_temperature,
+    judge,
     label_sets,
     pool_windows,
     probabilities,
 )
-
-
-def logits_and_labels(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from softmax(logits), then the logits are made too sharp."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(n, 4)).astype(np.float32) * 2
-    scores = probabilities(logits, SINGLE)
-    labels = np.array([rng.choice(4, p=row / row.sum()) for row in scores.astype(np.float64)])
-    return logits * np.float32(sharpness), labels
 
 
 def test_scores_of_one_label_a_text_add_up_to_one_even_for_huge_logits() -> None:
@@ -41,36 +35,46 @@ def test_a_single_logit_is_a_sigmoid() -> None:
     assert probabilities(np.array([[0.0]], dtype=np.float32), SINGLE)[0, 0] == 0.5
 
 
-@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
-def test_the_fitted_temperature_undoes_how_much_too_sharp_logits_are(sharpness: float) -> None:
-    assert fit_temperature(*logits_and_labels(4000, sharpness)) == pytest.approx(sharpness, rel=0.1)
-
-
-def test_label_sets_hold_the_true_label_as_often_as_promised_on_new_texts() -> None:
-    logits, labels = logits_and_labels(6000, 1.0)
-    quantile = fit_quantile(probabilities(logits[:3000], SINGLE), labels[:3000], coverage=0.9)
-    sets = label_sets(probabilities(logits[3000:], SINGLE), SINGLE, Calibration(coverage=0.9, quantile=quantile))
-    assert sets is not None
-    assert sets[np.arange(3000), labels[3000:]].mean() == pytest.approx(0.9, abs=0.015)
-    assert sets.mean() < 0.75
-
-
 def test_without_a_fit_there_is_no_label_set() -> None:
     assert label_sets(np.ones((1, 2), dtype=np.float32), SINGLE, Calibration()) is None
+
+
+def test_each_label_is_scaled_by_its_own_slope_and_offset() -> None:
+    calibration = Calibration(slopes=(2.0, 0.5), offsets=(-1.0, 1.0))
+    scores = probabilities(np.array([[1.0, -2.0]], dtype=np.float32), MULTI, calibration)
+    np.testing.assert_allclose(scores, [[1 / (1 + np.exp(-1)), 0.5]], atol=1e-6)
+
+
+def test_a_text_whose_highest_logit_is_under_the_threshold_is_abstained() -> None:
+    logits = np.array([[1.9, -3.0], [-3.0, 2.1]], dtype=np.float32)
+    judged = judge(logits, SINGLE, Calibration(false_alarms=0.05, scope_threshold=2.0))
+    assert judged.abstained is not None
+    assert judged.abstained.tolist() == [True, False]
+    assert judge(logits, SINGLE, Calibration()).abstained is None
+
+
+def test_a_calibration_survives_json() -> None:
+    calibration = Calibration(slopes=(1.0, 2.0), offsets=(0.0, 1.0), thresholds=(0.5, 0.25), scope_threshold=1.0)
+    assert Calibration.from_json(json.loads(json.dumps(asdict(calibration)))) == calibration
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"temperature": 0.0}, "temperature is not positive: 0.0"),
+        ({"slopes": (1.0, 1.0)}, "there are only: slopes"),
+        ({"thresholds": (0.5,)}, "thresholds are not one for each of the 2 labels: 1"),
+        ({"slopes": (1.0, -1.0), "offsets": (0.0, 0.0)}, "a slope is not positive: -1.0"),
+    ],
+)
+def test_a_calibration_that_cannot_be_of_these_labels_is_named(fields: dict[str, Any], fault: str) -> None:
+    assert fault in (Calibration(**fields).fault(2) or "")
 
 
 def test_independent_labels_are_given_from_their_thresholds_on() -> None:
     sets = label_sets(np.array([[0.4, 0.4]], dtype=np.float32), MULTI, Calibration(thresholds=(0.3, 0.5)))
     assert sets is not None
     assert sets.tolist() == [[True, False]]
-
-
-def test_nothing_is_fitted_on_too_few_examples() -> None:
-    logits, labels = logits_and_labels(99, 1.0)
-    with pytest.raises(ValueError, match="noise: 99"):
-        fit_temperature(logits, labels)
-    with pytest.raises(ValueError, match="noise: 99"):
-        fit_quantile(probabilities(logits, SINGLE), labels, 0.9)
 
 
 WINDOWS = np.array([[1, -1], [4, 0], [-2, 4], [7, 8]], dtype=np.float32)

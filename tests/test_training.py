@@ -135,6 +135,42 @@ def test_pairs_and_lists_of_labels_train_and_load(write_jsonl: Callable[..., Pat
     assert evaluations["dev"].macro_f1.value > 0.8
 
 
+def test_rows_out_of_scope_are_no_class_and_are_counted_where_the_model_abstains(
+    write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    strange = [{"text": f"{a} {b}", "label": "oos"} for a in ("zork", "qux", "blip", "vex") for b in range(60)]
+    data = read_dataset(write_jsonl([*rows(1500), *strange]))
+    config = dataclasses.replace(TINY, out_of_scope_label="oos", outlier_exposure=0.5, coverage=0.8)
+    manifest, evaluations = train(config, data, None, None, tmp_path / "b", device=CPU)
+    assert (manifest.labels, manifest.out_of_scope_label) == (["negative", "positive"], "oos")
+    found = evaluations["dev"].reliability
+    assert found is not None
+    assert found.cross_fitted
+    assert found.sets is not None
+    assert found.sets.promised == 0.8
+    assert found.scope is not None
+    assert found.scope.recall is not None
+    assert found.scope.out_of_scope + evaluations["dev"].n == manifest.made_by["data"]["dev"]["rows"]
+    assert found.scope.recall.value > 0.8
+    assert found.scope.kept.value > 0.88
+    again = evaluate(load_bundle(tmp_path / "b"), data).reliability
+    assert again is not None
+    assert again.scope is not None
+    assert again.scope.out_of_scope == len(strange)
+    assert "texts out of scope" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_an_out_of_scope_label_that_no_row_has_or_of_rows_with_several_is_refused(
+    write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, out_of_scope_label="oos")
+    with pytest.raises(DataError, match="no row has the out_of_scope_label: oos"):
+        train(config, read_dataset(write_jsonl(rows(300))), None, None, tmp_path / "b", device=CPU)
+    tags = [{"text": row["text"], "labels": [row["label"]]} for row in rows(300)]
+    with pytest.raises(DataError, match="is for rows of one label, give such rows none: oos"):
+        train(config, read_dataset(write_jsonl(tags)), None, None, tmp_path / "b", device=CPU)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -180,6 +216,8 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Literal["linear"
         ({"epochs": 0}, "epochs"),
         ({"warmup": 1.0}, "warmup"),
         ({"batch_tokens": 8}, "batch_tokens"),
+        ({"coverage": 1.0}, "coverage"),
+        ({"false_alarms": 1.0}, "false_alarms"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -25,7 +25,7 @@ def test_an_answer_is_the_native_one_as_tensors(client: httpx.Client, bundle: Bu
     answer = client.post(INFER, json=body).json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("mood", bundle.version, "42")
     outputs = {output["name"]: output for output in answer["outputs"]}
-    assert list(outputs) == ["label", "score", "probabilities", "logits", "label_set"]
+    assert list(outputs) == ["label", "score", "probabilities", "logits", "label_set", "abstained"]
     results = native(client, texts=TEXTS)
     raw = native(client, texts=TEXTS, raw_scores=True)
     assert outputs["label"]["data"] == ["positive", "negative"]
@@ -35,6 +35,7 @@ def test_an_answer_is_the_native_one_as_tensors(client: httpx.Client, bundle: Bu
         assert outputs[name]["shape"] == [2, 2]
         assert outputs[name]["data"] == pytest.approx([scores[label] for scores in by_label for label in bundle.labels])
     assert outputs["label_set"]["data"] == [False, True, True, False]
+    assert outputs["abstained"]["data"] == [result["abstained"] for result in results]
 
 
 def test_every_parameter_changes_the_answer(client: httpx.Client) -> None:

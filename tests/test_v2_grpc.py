@@ -98,7 +98,8 @@ def refusal(call: Call, method: str, body: Any, **options: Any) -> grpc.aio.AioR
 def test_typed_texts_get_typed_outputs_and_raw_ones_raw(call: Call, bundle: Bundle) -> None:
     typed = call("ModelInfer", infer(*TEXTS, id="42"))
     assert (typed.model_name, typed.model_version, typed.id) == ("mood", bundle.version, "42")
-    assert [output.name for output in typed.outputs] == ["label", "score", "probabilities", "logits", "label_set"]
+    names = ["label", "score", "probabilities", "logits", "label_set", "abstained"]
+    assert [output.name for output in typed.outputs] == names
     assert list(typed.outputs[0].contents.bytes_contents) == [b"positive", b"negative"]
     assert list(typed.outputs[4].contents.bool_contents) == [False, True, True, False]
     bare = call("ModelInfer", raw(packed(*(text.encode() for text in TEXTS)), shape=[2]))
@@ -176,7 +177,7 @@ def test_a_call_wants_a_key_but_for_the_servers_health_and_one_that_has_sent_its
             refused = refusal(keyed, method, body, metadata=(("authorization", f"Bearer {key}x"),))
             assert refused.code() is refusal(keyed, method, body).code() is grpc.StatusCode.UNAUTHENTICATED
             assert key not in str(refused)
-        assert len(keyed("ModelInfer", infer(*TEXTS), metadata=metadata).outputs) == 5
+        assert len(keyed("ModelInfer", infer(*TEXTS), metadata=metadata).outputs) == 6
         refused = refusal(keyed, "ModelInfer", infer("a film"), metadata=metadata)
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         trailing = dict(refused.trailing_metadata())

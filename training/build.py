@@ -67,6 +67,10 @@ class TrainConfig:
     patience: int = 2  # epochs without a better dev score before stopping
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
+    coverage: float = 0.9  # share of texts whose label set holds the true label
+    false_alarms: float = 0.05  # share of texts like those trained on that it abstains on; 0: it never abstains
+    out_of_scope_label: str | None = None  # of rows that are of no class, as a user will send them too
+    outlier_exposure: float = 0.0  # weight of their loss: finds more of them, at a cost in accuracy; 0: not trained on
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,14 +95,17 @@ class TrainConfig:
                 raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "outlier_exposure"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
         longest = LONGEST if self.max_tokens is None else self.max_tokens
         if longest < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {longest}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is not in [0, 1): {self.warmup}")
+        for name in ("warmup", "false_alarms"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"coverage is not in (0, 1): {self.coverage}")
         if self.batch_tokens < longest:
             raise ValueError(f"batch_tokens does not hold one text of max_tokens={longest}: {self.batch_tokens}")
 

@@ -76,7 +76,7 @@ def train_command(args: argparse.Namespace) -> int:
     train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
     assert train_set is not None
     if args.check_only:
-        return _check(parts_of(train_set, dev_set, test_set), config, args)
+        return _check(parts_of(train_set, dev_set, test_set, config.out_of_scope_label), config, args)
     if args.out is None:
         raise ValueError("where to write the bundle is missing, give --out FOLDER, or --check-only to train nothing")
     manifest, evaluations = train(

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from model.scores import MULTI, label_sets
-from training.evaluate import CONFIDENCE, RESAMPLES, Interval, f1_scores
+from model.scores import MULTI
+from training.evaluate import CONFIDENCE, RESAMPLES, f1_scores
+from training.intervals import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from model.scores import Array, Calibration, ProblemType
+    from model.scores import Judged, ProblemType
     from model.tokens import Row
     from training.evaluate import Evaluation
     from training.train import Run
@@ -55,10 +56,9 @@ class Facts:
     verdicts: Sequence[tuple[Verdict, int]]  # with the rows of the data set
 
 
-def answers(scores: Array, calibration: Calibration, problem: ProblemType) -> NDArray[Any]:
+def answers(judged: Judged, problem: ProblemType) -> NDArray[Any]:
     """What an encoder says: class ids (N,), or True where a label is given (N, C) where multi-label."""
-    given = label_sets(scores, problem, calibration) if problem == MULTI else None
-    return scores.argmax(axis=1) if given is None else given
+    return judged.scores.argmax(axis=1) if judged.sets is None or problem != MULTI else judged.sets
 
 
 def compare(encoder: NDArray[Any], linear: NDArray[Any], truth: NDArray[Any]) -> Comparison:

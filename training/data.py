@@ -7,7 +7,7 @@ separated by |). Files are read by model/records.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,13 +52,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of one file, what was left out, and the file's SHA-256."""
+    """The examples of one file, what was left out, and the file's SHA-256; `outside` are texts of no class."""
 
     name: str
     examples: list[Example]
     problem_type: ProblemType
     skipped: list[str]
     sha256: str
+    outside: list[Text] = field(default_factory=list)
 
     @property
     def texts(self) -> list[Text]:
@@ -125,6 +126,22 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     if not dev or not train:
         raise DataError(f"{dataset.name}: too few rows to split off a dev set, give --dev: {len(dataset.examples)}")
     return dataset.subset(f"{dataset.name} (90% by hash)", train), dataset.subset(f"{dataset.name} (10% by hash)", dev)
+
+
+def set_aside(dataset: Dataset, label: str | None) -> Dataset:
+    """The data with the texts that have this label outside: it says that they are of no class. None: there are none.
+
+    Raises DataError where rows have several labels, or no other.
+    """
+    if label is None:
+        return dataset
+    if dataset.problem_type == MULTI:
+        raise DataError(f"{dataset.name}: out_of_scope_label is for rows of one label, give such rows none: {label}")
+    inside = [example for example in dataset.examples if example.labels != (label,)]
+    if not inside:
+        raise DataError(f"{dataset.name}: all rows have the label of what is out of scope: {label}")
+    outside = [example.text for example in dataset.examples if example.labels == (label,)]
+    return replace(dataset, examples=inside, outside=outside)
 
 
 def targets(dataset: Dataset, labels: Sequence[str]) -> NDArray[Any]:

@@ -5,14 +5,16 @@ Letters: N examples, C labels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from model.forward import forward_rows
-from model.scores import MULTI, SINGLE, pool_windows, probabilities
-from training.data import DataError, targets
+from model.scores import MULTI, SINGLE, Judged, judge, label_sets, pool_windows
+from training.data import DataError, set_aside, targets
+from training.intervals import Interval, wilson
+from training.reliability import expected_calibration_error, predictions, reliability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,21 +23,13 @@ if TYPE_CHECKING:
 
     from model.bundle import Bundle
     from model.scores import Array, Calibration, ProblemType
+    from model.tokens import Text
     from training.comparison import Comparison
     from training.data import Dataset
+    from training.reliability import Reliability
 
-ECE_BINS = 15
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +44,10 @@ class LabelScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The figures of one data set; confusion[i][j] counts label i predicted as j, single-label only."""
+    """The figures of one data set, all but those of reliability of its rows in scope.
+
+    confusion[i][j] counts label i predicted as j, single-label only.
+    """
 
     n: int
     accuracy: Interval
@@ -58,32 +55,12 @@ class Evaluation:
     ece: float
     labels: dict[str, LabelScore]
     confusion: list[list[int]] | None
+    reliability: Reliability | None = None
     linear: Comparison | None = None  # with the linear line, where one was trained
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `heed evaluate --json` prints it."""
         return asdict(self)
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> Interval:
-    """Share of successes with its Wilson score interval (Wilson 1927)."""
-    p = right / n
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low, high = max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-    return Interval(p, float(low), float(high))
-
-
-def expected_calibration_error(confidence: Array, right: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their size.
-
-    confidence (N,) in [0, 1] of the predicted label, right (N,).
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 2.
-    """
-    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    size = np.bincount(bin_of, minlength=bins)
-    gap = np.bincount(bin_of, confidence, bins) - np.bincount(bin_of, right, bins)
-    return float(np.abs(gap).sum() / size.sum())
 
 
 def f1_scores(true: NDArray[np.int64], false: NDArray[np.int64], missed: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -95,8 +72,30 @@ def f1_scores(true: NDArray[np.int64], false: NDArray[np.int64], missed: NDArray
 
 def score(scores: Array, truth: NDArray[Any], labels: Sequence[str], calibration: Calibration) -> Evaluation:
     """Figures of scores (N, C) against class ids (N,), or against an indicator (N, C) where multi-label."""
+    problem = MULTI if truth.ndim == 2 else SINGLE
+    return _score(Judged(scores, label_sets(scores, problem, calibration), None), truth, labels)
+
+
+def score_judged(
+    logits: Array,
+    judged: Judged,
+    truth: NDArray[Any],
+    labels: Sequence[str],
+    calibration: Calibration,
+    outside: Array,
+    *,
+    cross_fitted: bool = False,
+) -> Evaluation:
+    """The same with the figures of reliability; outside (M, C) are the logits of texts out of scope."""
+    kept_promises = reliability(logits, judged, truth, calibration, outside, cross_fitted=cross_fitted)
+    return replace(_score(judged, truth, labels), reliability=kept_promises)
+
+
+def _score(judged: Judged, truth: NDArray[Any], labels: Sequence[str]) -> Evaluation:
+    scores = judged.scores
     if truth.ndim == 2:
-        return _score_multi(scores, truth.astype(bool), labels, calibration)
+        assert judged.sets is not None
+        return _score_multi(scores, truth.astype(bool), labels, judged.sets)
     n, C = scores.shape
     guess = scores.argmax(axis=1)
     confusion = np.bincount(truth * C + guess, minlength=C * C).reshape(C, C)
@@ -107,18 +106,17 @@ def score(scores: Array, truth: NDArray[Any], labels: Sequence[str], calibration
         n=n,
         accuracy=wilson(int(right.sum()), n),
         macro_f1=_interval(_macro_f1(confusion[None])[0], _macro_f1(resampled)),
-        ece=expected_calibration_error(scores.max(axis=1), right),
+        ece=expected_calibration_error(*predictions(scores, truth)),
         labels=_label_scores(labels, *_counts(confusion[None])),
         confusion=confusion.tolist(),
     )
 
 
 def _score_multi(
-    scores: Array, truth: NDArray[np.bool_], labels: Sequence[str], calibration: Calibration
+    scores: Array, truth: NDArray[np.bool_], labels: Sequence[str], guess: NDArray[np.bool_]
 ) -> Evaluation:
     """Accuracy is the share of texts whose labels are all right; ECE is over every (text, label)."""
-    n, C = scores.shape
-    guess = scores >= np.array(calibration.thresholds or (0.5,) * C, dtype=np.float32)
+    n = len(scores)
     parts = np.stack([guess & truth, guess & ~truth, ~guess & truth]).astype(np.int64)  # (3, N, C)
     rng = np.random.default_rng(0)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 5)  # (R, N)
@@ -128,7 +126,7 @@ def _score_multi(
         n=n,
         accuracy=wilson(int((guess == truth).all(axis=1).sum()), n),
         macro_f1=_interval(f1_scores(*counts).mean(), resampled),
-        ece=expected_calibration_error(np.maximum(scores, 1 - scores).ravel(), ((scores >= 0.5) == truth).ravel()),
+        ece=expected_calibration_error(*predictions(scores, truth)),
         labels=_label_scores(labels, *counts),
         confusion=None,
     )
@@ -181,18 +179,32 @@ def evaluate(
 ) -> Evaluation:
     """Figures of a bundle on labelled data, in fp32 with its calibration.
 
-    on_pass hears how many rows each pass read. Raises DataError where the data's labels are not the bundle's.
+    Rows of its out-of-scope label are of no class: what is found of them is under reliability. on_pass hears how
+    many rows each pass read. Raises DataError where the data's labels are not the bundle's.
     """
     check_problem(dataset, bundle.problem_type)
+    dataset = set_aside(dataset, bundle.manifest.out_of_scope_label if bundle.manifest else None)
     truth = targets(dataset, bundle.labels)
+    inside, outside = (read(bundle, texts, on_pass, on_long) for texts in (dataset.texts, dataset.outside))
+    judged = judge(inside, bundle.problem_type, bundle.calibration)
+    return score_judged(inside, judged, truth, bundle.labels, bundle.calibration, outside)
+
+
+def read(
+    bundle: Bundle,
+    texts: Sequence[Text],
+    on_pass: Callable[[int], object] | None,
+    on_long: Literal["truncate", "window"],
+) -> Array:
+    """Logits (N, C) of texts, before calibration."""
+    if not texts:
+        return np.zeros((0, len(bundle.labels)), dtype=np.float32)
     if on_long == "window":
-        texts = bundle.tokenizer.encode_windows(dataset.texts, bundle.max_tokens)
+        rows = bundle.tokenizer.encode_windows(texts, bundle.max_tokens)
     else:
-        texts = [[row] for row in bundle.tokenizer.encode(dataset.texts, bundle.max_tokens)]
-    by_row = forward_rows(bundle.classifier, [row for rows in texts for row in rows], on_pass=on_pass)
-    logits = pool_windows(by_row, [len(rows) for rows in texts], bundle.problem_type)
-    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
-    return score(scores, truth, bundle.labels, bundle.calibration)
+        rows = [[row] for row in bundle.tokenizer.encode(texts, bundle.max_tokens)]
+    by_row = forward_rows(bundle.classifier, [row for of_text in rows for row in of_text], on_pass=on_pass)
+    return pool_windows(by_row, [len(of_text) for of_text in rows], bundle.problem_type)
 
 
 def check_problem(dataset: Dataset, problem: ProblemType) -> None:

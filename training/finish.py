@@ -12,10 +12,11 @@ import numpy as np
 from model.bundle import WEIGHT_TYPES, save_bundle
 from model.forward import forward_rows
 from model.manifest import Manifest, now
-from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile, fit_temperature, probabilities
+from model.scores import SINGLE, judge
+from training.calibrate import calibrate, cross_judge
 from training.comparison import answers, compare, facts, reasons
 from training.data import targets
-from training.evaluate import score
+from training.evaluate import score_judged
 from training.linear import run_line
 from training.report import card, headline
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.train import Run
-
-COVERAGE = 0.9  # promised by the conformal label sets
 
 
 def finish(
@@ -47,21 +46,32 @@ def finish(
     run.classifier.to("cpu", stored).float().eval()
     rows = {name: run.rows(dataset) for name, dataset in held_out.items()}
     logits = {name: forward_rows(run.classifier, rows[name]) for name in held_out}
-    calibration = calibrate(logits["dev"], run)
-    scores = {name: probabilities(logits[name], run.problem_type, calibration.temperature) for name in held_out}
     truth = {name: targets(dataset, run.labels) for name, dataset in held_out.items()}
+    calibration = calibrate(logits["dev"], truth["dev"], run.config.coverage, run.config.false_alarms)
+    judged = {name: judge(logits[name], run.problem_type, calibration) for name in held_out}
+    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]])
+    for name in held_out:
+        warn_of_one_answer(name, judged[name].scores, run)
+    crossed = cross_judge(logits["dev"], truth["dev"], run.config.coverage, run.config.false_alarms)
+    judged |= {"dev": crossed} if crossed else {}  # dev is measured by fits that did not see it
     line, said = run_line(run.train, held_out, run.labels)
-    linear = {
-        name: compare(answers(scores[name], calibration, run.problem_type), said[name], truth[name])
-        for name in held_out
-    }
+    linear = {name: compare(answers(judged[name], run.problem_type), said[name], truth[name]) for name in held_out}
     evaluations = {
-        name: replace(score(scores[name], truth[name], run.labels, calibration), linear=linear[name])
-        for name in held_out
+        name: replace(
+            score_judged(
+                logits[name],
+                judged[name],
+                truth[name],
+                run.labels,
+                calibration,
+                forward_rows(run.classifier, run.outside_rows(dataset)),
+                cross_fitted=judged[name] is crossed,
+            ),
+            linear=linear[name],
+        )
+        for name, dataset in held_out.items()
     }
     made_by = made_by | {"linear": line.made_by() | {"why": reasons(facts(run, history, rows, linear))}}
-    for name in held_out:
-        warn_of_one_answer(name, scores[name], run)
     manifest = Manifest(
         name=out.name,
         version="",  # save_bundle knows it
@@ -72,7 +82,8 @@ def finish(
         calibration=calibration,
         made_by=made_by,
         metrics={name: headline(e) for name, e in evaluations.items()},
-        reference=reference_statistics(run.labels, scores["dev"], [row.tokens for row in rows["dev"]]),
+        reference=reference,
+        out_of_scope_label=run.config.out_of_scope_label,
     )
     files = reports | {
         "README.md": card(manifest, evaluations, history),
@@ -85,16 +96,6 @@ def finish(
     }
     manifest = save_bundle(out, run.classifier, run.tokenizer, manifest, weights=run.config.weights, files=files)
     return manifest, evaluations
-
-
-def calibrate(dev_logits: Array, run: Run) -> Calibration:
-    """Temperature and conformal quantile on dev; nothing where there are too few rows, or several labels."""
-    truth = targets(run.dev, run.labels)
-    if truth.ndim == 2 or len(truth) < MIN_CALIBRATION_ROWS:
-        return Calibration()
-    temperature = fit_temperature(dev_logits, truth)
-    scores = probabilities(dev_logits, run.problem_type, temperature)
-    return Calibration(temperature=temperature, coverage=COVERAGE, quantile=fit_quantile(scores, truth, COVERAGE))
 
 
 def warn_of_one_answer(name: str, scores: Array, run: Run) -> None:

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.manifest import Manifest
+    from model.scores import Calibration
     from training.checkpoint import Progress
-    from training.evaluate import Evaluation, Interval
+    from training.evaluate import Evaluation
+    from training.intervals import Interval
     from training.train import Run
 
 EPOCH_HEADER = "epoch     loss  dev loss  dev score  tokens/s  seconds"
@@ -42,12 +44,45 @@ def epoch_line(at: Progress) -> str:
 
 def headline(evaluation: Evaluation) -> dict[str, Any]:
     """The figures that the manifest keeps."""
-    return {
+    figures: dict[str, Any] = {
         "n": evaluation.n,
         "accuracy": evaluation.accuracy.value,
         "macro_f1": evaluation.macro_f1.value,
         "ece": evaluation.ece,
-    } | ({"linear": asdict(evaluation.linear)} if evaluation.linear else {})
+    }
+    if evaluation.linear:
+        figures["linear"] = asdict(evaluation.linear)
+    found = evaluation.reliability
+    if found is None:
+        return figures
+    figures |= {"ece_before": found.ece_before, "cross_fitted": found.cross_fitted}
+    if found.sets:
+        figures |= {"coverage": found.sets.coverage.value, "mean_set_size": found.sets.mean_size}
+    if found.scope:
+        figures |= {"kept": found.scope.kept.value, "accuracy_kept": found.scope.accuracy_kept}
+        figures |= {"out_of_scope_recall": found.scope.recall.value} if found.scope.recall else {}
+    return figures
+
+
+def promises(evaluation: Evaluation) -> list[str]:
+    """What the model promised beside what was found, a line each."""
+    found = evaluation.reliability
+    if found is None:
+        return [f"ECE       {evaluation.ece:.4f}"]
+    lines = [f"ECE       {evaluation.ece:.4f} ({found.ece_before:.4f} before calibration)"]
+    if sets := found.sets:
+        lines.append(
+            f"coverage  {_interval(sets.coverage)} of label sets, promised {sets.promised:.4f}; "
+            f"{sets.mean_size:.2f} labels on average, {sets.empty:.1%} empty"
+        )
+    if scope := found.scope:
+        lines.append(
+            f"kept      {_interval(scope.kept)} of texts in scope, promised {scope.promised:.4f}; "
+            f"their accuracy {scope.accuracy_kept:.4f}"
+        )
+    if found.scope and found.scope.recall:
+        lines.append(f"abstained {_interval(found.scope.recall)} of {found.scope.out_of_scope} texts out of scope")
+    return lines
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -56,7 +91,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"rows      {evaluation.n}",
         f"accuracy  {_interval(evaluation.accuracy)}",
         f"macro-F1  {_interval(evaluation.macro_f1)}",
-        f"ECE       {evaluation.ece:.4f}",
+        *promises(evaluation),
         "",
         table(
             ["label", "precision", "recall", "F1", "rows"],
@@ -106,14 +141,21 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             f"Labels: {', '.join(manifest.labels)}. It reads {manifest.max_tokens} tokens; a longer text is cut.",
             "",
             "## Figures",
-            "Measured on the weights as they are stored, in fp32, with 95% confidence intervals. The calibration was",
-            "fitted on dev and the best epoch chosen by it: for the calibration error (ECE), too, trust test.",
+            "Measured on the weights as they are stored, in fp32, with 95% confidence intervals. The best epoch was",
+            "chosen on dev, so trust test more.",
             "",
             "| data | rows | accuracy | macro-F1 | ECE |",
             "| --- | --- | --- | --- | --- |",
             *figures,
             "",
-            f"Temperature {manifest.calibration.temperature:.3f}." + _coverage(manifest),
+            "## Calibration",
+            *calibration_lines(manifest.calibration),
+            "",
+            *(
+                line
+                for name, e in evaluations.items()
+                for line in [f"**{_rows(name, e)}**", "```", *promises(e), "```"]
+            ),
             "",
             *card_section(evaluations, manifest.made_by),
             "",
@@ -141,10 +183,24 @@ def linear_text(evaluations: dict[str, Evaluation], manifest: Manifest) -> str:
     return f"{table(HEADER, comparison_rows(evaluations))}\nlinear line: {line_text(manifest.made_by)}\n{said}"
 
 
-def _coverage(manifest: Manifest) -> str:
-    if manifest.calibration.coverage is None:
-        return ""
-    return f" Label sets hold the true label of {manifest.calibration.coverage:.0%} of texts like those of dev."
+def calibration_lines(calibration: Calibration) -> list[str]:
+    """What was fitted on dev, and what it promises of texts like those of dev, a sentence a line."""
+    lines = [f"Temperature {calibration.temperature:.3f}."]
+    if calibration.slopes is not None:
+        lines = ["Each label has a slope and an offset of its logit, and a threshold, in heed.json."]
+    if calibration.coverage is not None:
+        lines.append(f"Label sets hold the true label of {calibration.coverage:.0%} of texts.")
+    if calibration.false_alarms is not None:
+        lines.append(
+            f"It abstains where the highest logit is under {calibration.scope_threshold:.3f}, which happens to "
+            f"{calibration.false_alarms:.0%} of texts all the same."
+        )
+    return lines
+
+
+def _rows(name: str, evaluation: Evaluation) -> str:
+    crossed = evaluation.reliability is not None and evaluation.reliability.cross_fitted
+    return f"{name}: each fifth by a calibration fitted on the others" if crossed else name
 
 
 def _interval(value: Interval) -> str:

@@ -27,8 +27,9 @@ from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.data import DataError, epoch_batches, split, targets
+from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
+from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.health import check
 from training.loss import Aim, loss_of
@@ -91,6 +92,10 @@ class Run:
         """The texts as token ids."""
         return self.tokenizer.encode(dataset.texts, self.max_tokens)
 
+    def outside_rows(self, dataset: Dataset) -> list[Row]:
+        """Those that are of no class."""
+        return self.tokenizer.encode(dataset.outside, self.max_tokens)
+
 
 def train(
     config: TrainConfig,
@@ -118,7 +123,7 @@ def train(
     """
     if out.exists():
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
-    parts = parts_of(train_set, dev_set, test_set)
+    parts = parts_of(train_set, dev_set, test_set, config.out_of_scope_label)
     health = check(parts, config.max_tokens or LONGEST)
     print(health.table(), file=sys.stderr)
     if strict:
@@ -157,7 +162,7 @@ def train(
         "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
         "seconds": round(time.monotonic() - started),
         "data": {
-            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples)}
+            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
             for name, dataset in parts.items()
         },
     }
@@ -166,13 +171,18 @@ def train(
     return result
 
 
-def parts_of(train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | None) -> dict[str, Dataset]:
+def parts_of(
+    train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | None, outside_label: str | None
+) -> dict[str, Dataset]:
     """train, dev and, where given, test; without a dev set, a tenth of the training texts is held out by hash.
 
+    Rows with outside_label are of no class, and set aside in their part.
     Raises DataError where they do not fit one another, or leave nothing to learn.
     """
     if dev_set is None:
         train_set, dev_set = split(train_set)
+    train_set, dev_set = (set_aside(dataset, outside_label) for dataset in (train_set, dev_set))
+    test_set = test_set and set_aside(test_set, outside_label)
     labels = train_set.label_names
     if len(labels) < 2 and train_set.problem_type != MULTI:
         raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
@@ -180,6 +190,8 @@ def parts_of(train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | No
     for dataset in held_out.values():
         check_problem(dataset, train_set.problem_type)
         targets(dataset, labels)  # refuses a label that is not in the training data
+    if outside_label and not any(dataset.outside for dataset in (train_set, *held_out.values())):
+        raise DataError(f"{train_set.name}: no row has the out_of_scope_label: {outside_label}")
     return {"train": train_set} | held_out
 
 
@@ -187,6 +199,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
     config, recipe, model = run.config, run.recipe, run.classifier
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
+    outside = run.outside_rows(run.train) if config.outlier_exposure else []
     aim = Aim(run)
     lengths = [len(row.ids) for row in rows]
     plans = [
@@ -198,7 +211,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     total_steps = sum(map(len, plans))
     optimizer = make_optimizer(model, config)
     at, best = Progress(), None
-    identity = identity_of(run, rows, dev_rows)
+    identity = identity_of(run, rows, dev_rows, outside)
     if resume:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
 
@@ -209,11 +222,13 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         plan = plans[at.epoch]
         model.train()
         for indices in _bar(plan, at, recipe.epochs):
-            batch = make_batch([rows[i] for i in indices], "padded", model.config.pad_id, model.config.first_position)
+            shown = [rows[i] for i in indices] + draw(outside, at.step, recipe.batch_rows, config.seed)
+            batch = make_batch(shown, "padded", model.config.pad_id, model.config.first_position)
             mask_tokens(batch, config.token_dropout, run.tokenizer)
             with run.autocast():
                 logits = model(batch.to(run.device))
-            loss = aim.loss(logits, indices)
+            loss = aim.loss(logits[: len(indices)], indices)
+            loss = loss + config.outlier_exposure * exposure_loss(logits[len(indices) :])
             loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {recipe.lr}")
@@ -252,7 +267,7 @@ def share_of(run: Run, at: Progress, total_steps: int) -> float:
     return max((at.step + 0.5) / total_steps, at.seconds / run.budget_s)
 
 
-def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any]:
+def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Row]) -> dict[str, Any]:
     """What must be equal for a run to be the continuation of another: settings, rows as encoded, labels, start."""
 
     def digest(part: list[Row], dataset: Dataset) -> str:
@@ -266,6 +281,7 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "training data": digest(rows, run.train),
         "dev data": digest(dev_rows, run.dev),
+        "rows out of scope": hashlib.sha256(repr([row.ids for row in outside]).encode()).hexdigest(),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
 

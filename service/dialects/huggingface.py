@@ -139,5 +139,5 @@ def values(bundle: Described, text: Scored, function: Function | None) -> list[f
         return text.logits
     logits = np.array([text.logits], dtype=np.float32)
     problem = SINGLE if function == "softmax" else MULTI
-    made: list[float] = probabilities(logits, problem, bundle.calibration.temperature)[0].tolist()
+    made: list[float] = probabilities(logits, problem, bundle.calibration)[0].tolist()
     return made

@@ -80,6 +80,7 @@ class Prediction(Answer):
     score: float | None = None
     labels: Annotated[list[LabelScore] | None, Field(description="Best first.")] = None
     label_set: list[str] | None = None
+    abstained: bool | None = None
     explanation: Annotated[Explanation | None, Field(description="Of :explain alone.")] = None
     error: TextError | None = None
 
@@ -230,6 +231,7 @@ def prediction(result: TextResult) -> Prediction:
         score=best.score if best else None,
         labels=result.labels,
         label_set=result.label_set,
+        abstained=result.abstained,
         explanation=result.explanation,
         error=result.error,
     )

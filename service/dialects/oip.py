@@ -30,7 +30,7 @@ EXTENSIONS = ["binary_tensor_data", "classification", "parameters", "schedule_po
 MAX_TIMEOUT_US = 600_000_000
 SHARED = {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 SEQUENCE = {"sequence_id", "sequence_start", "sequence_end"}
-UNRANKED = ("label_set", "explanation")  # what classification cannot rank
+UNRANKED = ("label_set", "abstained", "explanation")  # what classification cannot rank
 Size = Annotated[int, Field(ge=0), Whole]
 Microseconds = Annotated[int, Field(ge=0, le=MAX_TIMEOUT_US), Whole]
 
@@ -115,7 +115,7 @@ class RequestedOutput(Strict):
         }
     )
 
-    name: Literal["label", "score", "probabilities", "logits", "label_set", "explanation"]
+    name: Literal["label", "score", "probabilities", "logits", "label_set", "abstained", "explanation"]
     parameters: OutputParameters | None = None
 
 
@@ -155,7 +155,7 @@ class InferRequest(Strict):
             json_schema_extra={"anyOf": [{"maxItems": 1}, {"allOf": [_named("text"), _named("text_pair")]}]},
         ),
     ]
-    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=6, description="Default: all.")] = None
+    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=7, description="Default: all.")] = None
     parameters: InferParameters | None = None
 
     @property
@@ -283,6 +283,7 @@ def failed(i: int, error: ServiceError) -> ServiceError:
 def model_metadata(name: str, versions: Sequence[str], bundle: Described) -> dict[str, Any]:
     """What GET /v2/models/NAME and ModelMetadata answer: what is in an answer that names no outputs."""
     C = len(bundle.labels)
+    abstains = bundle.calibration.scope_threshold is not None
     matrices = [("probabilities", "FP32"), ("logits", "FP32")]
     if bundle.problem_type == MULTI or bundle.calibration.quantile is not None:
         matrices.append(("label_set", "BOOL"))
@@ -295,6 +296,7 @@ def model_metadata(name: str, versions: Sequence[str], bundle: Described) -> dic
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "score", "datatype": "FP32", "shape": [-1]},
             *({"name": name, "datatype": datatype, "shape": [-1, C]} for name, datatype in matrices),
+            *([{"name": "abstained", "datatype": "BOOL", "shape": [-1]}] if abstains else []),
         ],
     }
 

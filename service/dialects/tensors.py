@@ -114,10 +114,11 @@ class Results:
         """The outputs that there are."""
         names = ["label", "score", "probabilities", "logits"]
         names += ["label_set"] * (self.scored[0].in_set is not None)
+        names += ["abstained"] * (self.scored[0].abstained is not None)
         return names + ["explanation"] * bool(self.explanations)
 
     def tensor(self, name: str) -> Tensor:
-        """One of names(). label and score are [n], or [n, k] with top_k; explanation is [n], the others [n, C]."""
+        """One of names(). label and score are [n] or, with top_k, [n, k]; probabilities, logits, label_set [n, C]."""
         n, C = len(self.scored), len(self.labels)
         if name == "explanation":
             return Tensor(name, "BYTES", [n], self.explanations)
@@ -127,6 +128,8 @@ class Results:
             if name == "label":
                 return Tensor(name, "BYTES", shape, [self.labels[i] for _, i in best])
             return Tensor(name, "FP32", shape, [values[i] for values, i in best])
+        if name == "abstained":
+            return Tensor(name, "BOOL", [n], [one.abstained is True for one in self.scored])
         if name == "label_set":
             return Tensor(name, "BOOL", [n, C], [inside for one in self.scored for inside in one.in_set or []])
         return Tensor(name, "FP32", [n, C], [value for values in self._values(name) for value in values])

@@ -12,7 +12,7 @@ from service.openapi import ERRORS, operation, said
 if TYPE_CHECKING:
     from service.routes import Service
 
-Names = Literal["label", "score", "probabilities", "logits", "label_set", "explanation"]
+Names = Literal["label", "score", "probabilities", "logits", "label_set", "abstained", "explanation"]
 NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 VERSION = NAME | {"name": "version"}
 JSON_LENGTH = {

@@ -50,7 +50,8 @@ let shown = null; // request_id, text and model, for a correction
 function summary(result) {
   const [best] = result.labels;
   const set = result.label_set ? ` Label set: ${result.label_set.join(", ") || "empty"}.` : "";
-  return `${best.label}, ${percent(best.score)}.${set}`;
+  const abstained = result.abstained ? " Abstained: unlike the texts that the model knows." : "";
+  return `${best.label}, ${percent(best.score)}.${abstained}${set}`;
 }
 
 function showAnswer(model, text, answer, result, tripMs) {
@@ -58,6 +59,7 @@ function showAnswer(model, text, answer, result, tripMs) {
   shown = { text, model, request_id: answer.request_id };
   $("best-label").textContent = best.label;
   $("best-score").textContent = percent(best.score);
+  $("abstained").hidden = !result.abstained;
   const inSet = new Set(result.label_set ?? [best.label]);
   showLabels($("labels"), result.labels.slice(0, LABELS_SHOWN), inSet);
   const more = result.labels.slice(LABELS_SHOWN);

@@ -1,0 +1,184 @@
+"""Fits on dev: temperature or Platt scaling, thresholds, conformal quantile, when to abstain. Pure functions on arrays.
+
+Letters: N texts, C labels. What is fitted is applied by model/scores.py. Called by training/finish.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from model.scores import MULTI, SINGLE, Calibration, Judged, judge, probabilities, scope_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from model.scores import Array
+
+    Floats = NDArray[np.float64]
+    Fit = Callable[[Array, NDArray[Any]], Calibration]
+
+MIN_CALIBRATION_ROWS = 100  # below, a fit is noise
+FOLDS = 5
+MIN_DEV_ROWS = MIN_CALIBRATION_ROWS * FOLDS // (FOLDS - 1)  # so that each fold is judged by a fit on enough others
+PRIOR = 10.0  # precision of a label's slope and offset around those shared by all
+MIN_POSITIVES = 5  # of a label, for a slope, an offset and a threshold of its own
+SHRINK = 10  # positives of a label at which its threshold is half its own, half the shared one
+THRESHOLDS = np.linspace(0.01, 0.99, 99)
+
+
+def calibrate(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: float) -> Calibration:
+    """All fits, on logits (N, C) of dev against class ids (N,), or an indicator (N, C) of independent labels.
+
+    Nothing is fitted on under 125 rows. Abstention is for single-label models alone: of independent labels
+    none may be over its threshold, which says the same.
+    """
+    if len(truth) < MIN_DEV_ROWS:
+        return Calibration()
+    return _fit(logits, truth, coverage, false_alarms)
+
+
+def cross_judge(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: float) -> Judged | None:
+    """Each fifth of dev judged by a calibration fitted on the other four; None where there are too few rows.
+
+    So that what was fitted on dev can be measured on dev. The choice of the best epoch is not undone by this.
+    """
+    if len(truth) < MIN_DEV_ROWS:
+        return None
+    fold = np.random.default_rng(0).permutation(len(truth)) % FOLDS
+    problem = MULTI if truth.ndim == 2 else SINGLE
+    order = np.argsort(fold, kind="stable")
+    parts = [
+        judge(logits[fold == i], problem, _fit(logits[fold != i], truth[fold != i], coverage, false_alarms))
+        for i in range(FOLDS)
+    ]
+    back = np.argsort(order)
+
+    def joined(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if any(part is None for part in found) else np.concatenate(found)[back]
+
+    return Judged(joined("scores"), joined("sets"), joined("abstained"))
+
+
+def _fit(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: float) -> Calibration:
+    if truth.ndim == 2:
+        slopes, offsets = fit_platt(logits, truth)
+        scores = probabilities(logits, MULTI, Calibration(slopes=slopes, offsets=offsets))
+        return Calibration(slopes=slopes, offsets=offsets, thresholds=fit_thresholds(scores, truth))
+    temperature = fit_temperature(logits, truth)
+    scores = probabilities(logits, SINGLE, Calibration(temperature=temperature))
+    scope = fit_scope_threshold(scope_scores(logits), false_alarms)
+    return Calibration(
+        temperature=temperature,
+        coverage=coverage,
+        quantile=fit_quantile(scores, truth, coverage),
+        false_alarms=None if scope is None else false_alarms,
+        scope_threshold=scope,
+    )
+
+
+def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
+    """Temperature that minimises the negative log likelihood on held-out data.
+
+    logits (N, C) are unnormalised, labels (N,) are class ids. The loss is convex in 1 / temperature, so a
+    ternary search over [0.05, 20] finds its minimum. Raises ValueError below 100 examples.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+    """
+    _check_enough("temperature", len(labels))
+
+    def loss(inverse: float) -> float:
+        z = logits.astype(np.float64) * inverse
+        z -= z.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]).mean())
+
+    low, high = 0.05, 20.0
+    for _ in range(60):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return 2 / (low + high)
+
+
+def fit_platt(logits: Array, truth: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Slope and offset of each label's logit that minimise the negative log likelihood; logits and truth (N, C).
+
+    Of a rare label they are hardly known: each is drawn to the slope and offset that serve all labels best
+    together, by a normal prior around them of variance 1 / PRIOR; under MIN_POSITIVES it has just those.
+    Raises ValueError below 100 examples.
+    Platt 1999, "Probabilistic outputs for support vector machines".
+    """
+    _check_enough("scaling", len(truth))
+    z, y = logits.astype(np.float64), truth.astype(np.float64)
+    shared = _platt(z.ravel(), y.ravel(), np.array([1.0, 0.0]), 0.0)
+    is_rare = y.sum(axis=0) < MIN_POSITIVES
+    fitted = [shared if is_rare[i] else _platt(z[:, i], y[:, i], shared, PRIOR) for i in range(z.shape[1])]
+    return tuple(float(slope) for slope, _ in fitted), tuple(float(offset) for _, offset in fitted)
+
+
+def _platt(z: Floats, y: Floats, prior: Floats, precision: float) -> Floats:
+    """Slope and offset (2,) for logits z and truth y in {0, 1}, from a prior that the search starts at."""
+
+    def loss(at: Floats) -> tuple[float, Floats]:
+        scaled, off = at[0] * z + at[1], at - prior
+        error = 1 / (1 + np.exp(-np.clip(scaled, -500, 500))) - y
+        value = (np.logaddexp(0, scaled) - y * scaled).sum() + precision / 2 * off @ off
+        return float(value), np.array([error @ z, error.sum()]) + precision * off
+
+    bounds = [(0.05, 20.0), (-20.0, 20.0)]  # a slope stays positive: a higher logit is a higher score
+    found: Floats = minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return found
+
+
+def fit_thresholds(scores: Array, truth: NDArray[Any]) -> tuple[float, ...]:
+    """Threshold of each label that maximises its F1, guarded where the label is rare; scores and truth (N, C).
+
+    Of a label with n positives it is the mean, in log-odds, of its own best and the one threshold that
+    maximises macro-F1 for all, weighted n to SHRINK; under MIN_POSITIVES it is the shared one.
+    Raises ValueError below 100 examples.
+    """
+    _check_enough("threshold", len(truth))
+    f1 = np.array([_f1(scores >= threshold, truth > 0) for threshold in THRESHOLDS])  # (T, C)
+    positives = truth.sum(axis=0)
+    shared = THRESHOLDS[f1[:, positives > 0].mean(axis=1).argmax()] if positives.any() else 0.5
+    own = THRESHOLDS[f1.argmax(axis=0)]
+    weight = np.where(positives < MIN_POSITIVES, 0.0, positives / (positives + SHRINK))
+    log_odds = weight * np.log(own / (1 - own)) + (1 - weight) * np.log(shared / (1 - shared))
+    return tuple(float(1 / (1 + np.exp(-x))) for x in log_odds)
+
+
+def _f1(given: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Floats:
+    found: Floats = 2 * (given & truth).sum(axis=0) / np.maximum(given.sum(axis=0) + truth.sum(axis=0), 1)
+    return found
+
+
+def fit_quantile(scores: Array, labels: NDArray[np.int64], coverage: float) -> float:
+    """Split-conformal quantile of 1 - score of the true label, on data not trained on.
+
+    Sadinle et al. 2019, https://arxiv.org/abs/1609.00451: sets {label: 1 - score <= quantile} hold the true
+    label for at least `coverage` of exchangeable texts. Raises ValueError below 100 examples.
+    """
+    _check_enough("quantile", len(labels))
+    n = len(labels)
+    misfit = np.sort(1 - scores[np.arange(n), labels])
+    rank = min(int(np.ceil((n + 1) * coverage)), n)
+    return float(misfit[rank - 1])
+
+
+def fit_scope_threshold(scores: Array, false_alarms: float) -> float | None:
+    """Threshold that at most a share `false_alarms` of texts like these fall below; scope_scores() (N,).
+
+    Of N exchangeable scores and a new one, it is below the k-th lowest in k / (N + 1) of cases. None where N is too
+    small for the rate. Raises ValueError below 100 examples.
+    """
+    _check_enough("threshold", len(scores))
+    rank = int((len(scores) + 1) * false_alarms)
+    return float(np.sort(scores)[rank - 1]) if rank else None
+
+
+def _check_enough(name: str, n: int) -> None:
+    if n < MIN_CALIBRATION_ROWS:
+        raise ValueError(f"a {name} fitted on under {MIN_CALIBRATION_ROWS} examples is noise: {n}")
