@@ -7,7 +7,7 @@ separated by |). Files are read by model/records.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -39,6 +39,8 @@ class Example:
 
     text: Text
     labels: tuple[str, ...]
+    line: int = field(default=0, compare=False)  # of the file; of Parquet, the row
+    slices: tuple[str, ...] = ()  # values of the columns that a report tells apart
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Columns:
 
     text: str = "text"
     label: str = "label"
+    slices: tuple[str, ...] = ()  # further columns to keep, for a report by their values
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Dataset:
     problem_type: ProblemType
     skipped: list[str]
     sha256: str
+    slices: tuple[str, ...] = ()  # the columns whose values the examples keep
 
     @property
     def texts(self) -> list[Text]:
@@ -71,7 +75,7 @@ class Dataset:
 
     def subset(self, name: str, keep: Sequence[Example]) -> Dataset:
         """The same file, only some of its examples."""
-        return Dataset(name, list(keep), self.problem_type, self.skipped, self.sha256)
+        return replace(self, name=name, examples=list(keep))
 
 
 def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["error", "skip"] = "error") -> Dataset:
@@ -87,7 +91,7 @@ def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["er
         try:
             if isinstance(fields, str):
                 raise ValueError(fields)
-            example, is_multi = _example(fields, columns)
+            example, is_multi = _example(fields, columns, line)
             if multi is not None and is_multi != multi:
                 raise ValueError(
                     "one label here and a list of labels above" if multi else "a list of labels here and one above"
@@ -101,7 +105,10 @@ def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["er
         raise DataError(bad[0] + more)
     if not examples:
         raise DataError(f"{path}: no labelled rows")
-    return Dataset(str(path), examples, MULTI if multi else SINGLE, bad, file_hash(path))
+    for i, name in enumerate(columns.slices):
+        if not any(example.slices[i] for example in examples):
+            raise DataError(f"{path}: no row has a field to slice by that is named {name}")
+    return Dataset(str(path), examples, MULTI if multi else SINGLE, bad, file_hash(path), columns.slices)
 
 
 def file_hash(path: Path) -> str:
@@ -163,7 +170,7 @@ def epoch_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
+def _example(fields: dict[str, Any], columns: Columns, line: int) -> tuple[Example, bool]:
     """One row -> example and whether it is multi-label. Raises ValueError with the reason."""
     text = _string(fields, columns.text)
     pair = fields.get("text_pair")
@@ -171,6 +178,7 @@ def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
         raise ValueError(f"text_pair is not a string: {type(pair).__name__}")
     check_unicode("text_pair", pair or "")
     whole: Text = text if pair is None else (text, pair)
+    slices = tuple(_value(name, fields.get(name)) for name in columns.slices)
     if fields.get("labels") is not None and columns.label not in fields:
         labels = fields["labels"]
         labels = [part for part in labels.split("|") if part] if isinstance(labels, str) else labels
@@ -178,8 +186,14 @@ def _example(fields: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
             raise ValueError("labels is not a list of strings")
         for label in labels:
             check_unicode("labels", label)
-        return Example(whole, tuple(dict.fromkeys(labels))), True
-    return Example(whole, (_string(fields, columns.label),)), False
+        return Example(whole, tuple(dict.fromkeys(labels)), line, slices), True
+    return Example(whole, (_string(fields, columns.label),), line, slices), False
+
+
+def _value(name: str, value: object) -> str:
+    text = "" if value is None else str(value)
+    check_unicode(name, text)
+    return text
 
 
 def _string(fields: dict[str, Any], name: str) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 
 from model.forward import forward_rows
 from model.scores import MULTI, SINGLE, pool_windows, probabilities
+from model.tokens import tokens_of
+from training.answers import Answers
 from training.data import DataError, targets
 
 if TYPE_CHECKING:
@@ -181,6 +183,16 @@ def evaluate(
 
     on_pass hears how many rows each pass read. Raises DataError where the data's labels are not the bundle's.
     """
+    return score_answers(answer(bundle, dataset, on_pass, on_long))
+
+
+def answer(
+    bundle: Bundle,
+    dataset: Dataset,
+    on_pass: Callable[[int], object] | None = None,
+    on_long: Literal["truncate", "window"] = "truncate",
+) -> Answers:
+    """What a bundle says of labelled data; as evaluate()."""
     check_problem(dataset, bundle.problem_type)
     truth = targets(dataset, bundle.labels)
     if on_long == "window":
@@ -189,8 +201,20 @@ def evaluate(
         texts = [[row] for row in bundle.tokenizer.encode(dataset.texts, bundle.max_tokens)]
     by_row = forward_rows(bundle.classifier, [row for rows in texts for row in rows], on_pass=on_pass)
     logits = pool_windows(by_row, [len(rows) for rows in texts], bundle.problem_type)
-    scores = probabilities(logits, bundle.problem_type, bundle.calibration.temperature)
-    return score(scores, truth, bundle.labels, bundle.calibration)
+    return Answers(
+        dataset=dataset,
+        labels=bundle.labels,
+        raw=probabilities(logits, bundle.problem_type),
+        scores=probabilities(logits, bundle.problem_type, bundle.calibration.temperature),
+        truth=truth,
+        tokens=[tokens_of(rows) + rows[-1].truncated for rows in texts],
+        calibration=bundle.calibration,
+    )
+
+
+def score_answers(answers: Answers) -> Evaluation:
+    """Figures of what a model said."""
+    return score(answers.scores, answers.truth, answers.labels, answers.calibration)
 
 
 def check_problem(dataset: Dataset, problem: ProblemType) -> None:

@@ -1,0 +1,221 @@
+"""Figures and plots -> the report of a training or an evaluation: one HTML file, and the same in Markdown.
+
+The HTML needs nothing beside it, no network and no script. The words are in templates/; every value among them is
+escaped. A bundle travels further than its data, so the report inside it names mistakes by their line in the file;
+only the one that `heed evaluate` writes for its caller quotes them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.manifest import now
+from training import plots
+from training.evaluate import expected_calibration_error
+from training.figures import (
+    confused_pairs,
+    coverage,
+    decisions,
+    error_by_length,
+    histogram,
+    precision_recall,
+    reliability,
+    slices,
+    worst_mistakes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jinja2 import Environment
+
+    from model.bundle import Bundle
+    from training.answers import Answers
+    from training.evaluate import Evaluation, Interval
+    from training.figures import Mistake, Pair, Sets, Slice
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_TABLE = 20  # labels; a wider confusion matrix is a heatmap
+MAX_TEXT = 600  # characters of a text that are quoted
+MAX_NAME = 60  # of a label or of a column's value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the model came about: its data, a row of figures per epoch, and what it cost."""
+
+    command: str
+    data: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    cost: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a report says; what it shows in detail is of the last of the evaluations."""
+
+    name: str
+    made: str  # when, and with what
+    evaluations: Mapping[str, Evaluation]
+    linear: Mapping[str, Any] | None
+    training: Training | None
+    answers: Answers
+    ece_before: float
+    sets: Sets | None
+    pairs: list[Pair]
+    average_precision: dict[str, float]
+    slices: dict[str, list[Slice]]
+    mistakes: list[Mistake]
+    plots: dict[str, str]  # name -> SVG
+    with_texts: bool
+
+    @property
+    def shown(self) -> str:
+        """Name of the set that is shown in detail."""
+        return list(self.evaluations)[-1]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Its figures."""
+        return self.evaluations[self.shown]
+
+
+def make_report(
+    name: str,
+    made: str,
+    evaluations: Mapping[str, Evaluation],
+    answers: Answers,
+    *,
+    training: Training | None = None,
+    linear: Mapping[str, Any] | None = None,
+    with_texts: bool = False,
+) -> Report:
+    """Everything that is shown of the last of the evaluations, whose answers are given; plots included."""
+    curves, average = precision_recall(answers)
+    before, after = (decisions(answers, scores) for scores in (answers.raw, answers.scores))
+    lowest = answers.lowest_confidence
+    confusion = list(evaluations.values())[-1].confusion
+    changed = bool((answers.raw != answers.scores).any())
+    drawn = {
+        "reliability": plots.reliability_diagram(reliability(*before) if changed else [], reliability(*after), lowest),
+        "scores": plots.score_histogram(histogram(*after, lowest)),
+        "length": plots.length_against_error(error_by_length(answers)),
+    }
+    if training is not None:
+        drawn["learning"] = plots.learning_curves(training.history)
+    if len(curves) <= plots.MAX_CURVES:
+        drawn["precision-recall"] = plots.precision_recall_curves(curves)
+    if confusion is not None and len(answers.labels) > MAX_TABLE:
+        drawn["confusion"] = plots.confusion_heatmap(confusion, answers.labels)
+    return Report(
+        name=name,
+        made=made,
+        evaluations=evaluations,
+        linear=linear,
+        training=training,
+        answers=answers,
+        ece_before=expected_calibration_error(*before),
+        sets=coverage(answers),
+        pairs=confused_pairs(answers),
+        average_precision=average,
+        slices=slices(answers),
+        mistakes=worst_mistakes(answers, with_texts=with_texts),
+        plots=drawn,
+        with_texts=with_texts,
+    )
+
+
+def evaluated(bundle: Bundle) -> str:
+    """The line below the title of an evaluation."""
+    return f"An evaluation with Heed {version('heed')} on {now()[:10]}, version {bundle.version}"
+
+
+def trained(made_by: Mapping[str, Any], created: str) -> str:
+    """The line below the title of a training."""
+    return f"Trained with Heed {made_by['heed']} on {created[:10]}"
+
+
+def report_files(report: Report) -> dict[str, str]:
+    """File name -> text: the page, the same in Markdown, and the plots that the Markdown refers to."""
+    return {
+        "report.html": _html().get_template("report.html").render(report=report, style=_style(), **_helpers(report)),
+        "report.md": _markdown().get_template("report.md").render(report=report, **_helpers(report)),
+        **{f"{name}.svg": plots.standalone(svg) for name, svg in report.plots.items()},
+    }
+
+
+def markdown_escaped(value: object) -> str:
+    """A value inside a paragraph, or a cell of a table: none of its characters is markup."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.873 -> 87.3%."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def interval(figure: Interval) -> str:
+    """85.7% to 88.8%."""
+    return f"{percent(figure.low)} to {percent(figure.high)}"
+
+
+def clipped(text: str, limit: int) -> str:
+    """At most so many characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def tint(n: int, counts: Sequence[int]) -> str:
+    """How strongly a cell of a row is painted, 0 to 1: a few mistakes are to be seen beside many right answers."""
+    return f"{(n / max(sum(counts), 1)) ** 0.5:.3f}"
+
+
+def place(share: float, floor: float) -> str:
+    """Where a share stands on an axis from `floor` to 1."""
+    return f"{100 * (share - floor) / (1 - floor):.1f}%"
+
+
+def _helpers(report: Report) -> dict[str, Any]:
+    labels = sorted(report.evaluation.labels.items(), key=lambda item: item[1].f1)
+    lowest = min((s.right.low for part in report.slices.values() for s in part), default=0.0)
+    return {
+        "zip": zip,
+        "labels": labels,
+        "max_table": MAX_TABLE,
+        "floor": int(lowest * 10) / 10,  # where the axis of the slices starts
+        "text_length": MAX_TEXT,
+        "name_length": MAX_NAME,
+    }
+
+
+def _style() -> str:
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
+@cache
+def _html() -> Environment:
+    """Templates whose values are escaped as HTML."""
+    return _environment(autoescape=True)
+
+
+@cache
+def _markdown() -> Environment:
+    """Templates whose values are escaped as Markdown."""
+    return _environment(finalize=lambda value: markdown_escaped(value) if isinstance(value, str) else value)
+
+
+def _environment(**options: Any) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options
+    )  # noqa: S701  (HTML is made with autoescape, Markdown escapes by finalize)
+    filters = {"percent": percent, "interval": interval, "clipped": clipped, "tint": tint, "place": place}
+    made.filters |= filters | {"number": "{:,}".format}
+    return made
