@@ -44,7 +44,7 @@ class Answers:
         """(N, C), True where the text has the label."""
         if self.is_multi:
             return self.truth.astype(bool)
-        return np.arange(len(self.labels)) == self.truth[:, None]
+        return np.asarray(np.arange(len(self.labels)) == self.truth[:, None])
 
     @cached_property
     def given(self) -> Mask:
@@ -52,12 +52,12 @@ class Answers:
         if self.is_multi:
             thresholds = self.calibration.thresholds or (0.5,) * len(self.labels)
             return np.asarray(self.scores >= np.array(thresholds, dtype=np.float32))
-        return np.arange(len(self.labels)) == self.scores.argmax(axis=1)[:, None]
+        return np.asarray(np.arange(len(self.labels)) == self.scores.argmax(axis=1)[:, None])
 
     @cached_property
     def right(self) -> Mask:
         """(N,), True where all of the text's labels are right."""
-        return (self.given == self.true).all(axis=1)
+        return np.asarray((self.given == self.true).all(axis=1))
 
     @cached_property
     def confidence(self) -> Array:

@@ -114,7 +114,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     evaluation = score_answers(answers)
     as_json = json.dumps(evaluation.to_dict(), ensure_ascii=False)
     if args.report:
-        report = make_report(bundle.name, evaluated(bundle), {args.data.name: evaluation}, answers, with_texts=True)
+        figures = {args.data.name: evaluation}
+        report = make_report(bundle.name, evaluated(bundle), figures, answers, with_texts=True)
         for name, text in ({"metrics.json": as_json + "\n"} | report_files(report)).items():
             write(args.report / name, text)
         print(f"report {args.report / 'report.html'}", file=sys.stderr)

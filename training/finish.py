@@ -12,9 +12,12 @@ from model.bundle import WEIGHT_TYPES, save_bundle
 from model.forward import forward_rows
 from model.manifest import Manifest, now
 from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile, fit_temperature, probabilities
+from training.answers import Answers
+from training.card import card
 from training.data import targets
 from training.evaluate import score
-from training.report import card, headline
+from training.report import headline
+from training.report_page import make_report, report_files, trained, training_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +35,7 @@ def finish(
     run: Run,
     held_out: dict[str, Dataset],
     out: Path,
-    history: list[dict[str, float]],
+    history: list[dict[str, Any]],
     made_by: dict[str, Any],
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Round the weights as they will be stored, calibrate on dev, measure on held-out data, write the bundle."""
@@ -60,14 +63,22 @@ def finish(
         metrics={name: headline(e) for name, e in evaluations.items()},
         reference=reference_statistics(run.labels, scores["dev"], [row.tokens for row in rows["dev"]]),
     )
+    shown = list(held_out)[-1]
+    answers = Answers(
+        dataset=held_out[shown],
+        labels=run.labels,
+        raw=probabilities(logits[shown], run.problem_type),
+        scores=scores[shown],
+        truth=targets(held_out[shown], run.labels),
+        tokens=[row.tokens + row.truncated for row in rows[shown]],
+        calibration=calibration,
+    )
+    report = make_report(out.name, trained(manifest), evaluations, answers, training=training_of(manifest, history))
+    metrics = {"history": history, "cost": made_by["cost"], **{k: e.to_dict() for k, e in evaluations.items()}}
     files = {
         "README.md": card(manifest, evaluations, history),
-        "report/metrics.json": json.dumps(
-            {"history": history, **{k: e.to_dict() for k, e in evaluations.items()}},
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n",
+        "report/metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False) + "\n",
+        **{f"report/{name}": text for name, text in report_files(report).items()},
     }
     manifest = save_bundle(out, run.classifier, run.tokenizer, manifest, weights=run.config.weights, files=files)
     return manifest, evaluations

@@ -19,7 +19,7 @@ import numpy as np
 from training.evaluate import wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from training.evaluate import Interval
     from training.figures import Bin, Curve, Histogram, LengthBin
@@ -48,7 +48,7 @@ class Drawing:
     svg: str = ""
 
 
-def learning_curves(history: Sequence[dict[str, Any]]) -> str:
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
     """Loss of training (within epochs where it was kept) and of dev, and under it the score of dev."""
     epochs = [row["epoch"] for row in history]
     best = max(history, key=lambda row: row["dev_score"])
@@ -160,7 +160,7 @@ def standalone(svg: str) -> str:
     return svg[:start] + STANDALONE + svg[start:] + "\n"
 
 
-def _training_loss(history: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+def _training_loss(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     """Epochs done, and the mean loss of the stretch that ended there."""
     x: list[float] = []
     y: list[float] = []

@@ -1,4 +1,4 @@
-"""What people read: the line of an epoch, tables of an evaluation, the model card."""
+"""What people read in a terminal: the line of an epoch, tables of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.manifest import Manifest
     from training.checkpoint import Progress
     from training.evaluate import Evaluation, Interval
     from training.train import Run
@@ -79,61 +78,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in [header, *rows]
     )
-
-
-def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequence[dict[str, float]]) -> str:
-    """The model card (README.md of the bundle), in the Hugging Face card format."""
-    config, data = manifest.made_by["config"], manifest.made_by["data"]
-    figures = [
-        f"| {name} | {e.n} | {_interval(e.accuracy)} | {_interval(e.macro_f1)} | {e.ece:.3f} |"
-        for name, e in evaluations.items()
-    ]
-    sources = [f"| {name} | {d['file']} | {d['rows']} | `{d['sha256'][:16]}` |" for name, d in data.items()]
-    epochs = [f"| {r['epoch']:.0f} | {r['loss']:.4f} | {r['dev_loss']:.4f} | {r['dev_score']:.4f} |" for r in history]
-    settings = ", ".join(f"{k}={v}" for k, v in config.items() if v is not None)
-    return "\n".join(
-        [
-            "---",
-            "library_name: heed",
-            "pipeline_tag: text-classification",
-            "---",
-            f"# {manifest.name}",
-            "",
-            f"A text classifier made by Heed {manifest.made_by['heed']} on {manifest.created}.",
-            f"Labels: {', '.join(manifest.labels)}. It reads {manifest.max_tokens} tokens; a longer text is cut.",
-            "",
-            "## Figures",
-            "Measured on the weights as they are stored, in fp32, with 95% confidence intervals. The calibration was",
-            "fitted on dev and the best epoch chosen by it: for the calibration error (ECE), too, trust test.",
-            "",
-            "| data | rows | accuracy | macro-F1 | ECE |",
-            "| --- | --- | --- | --- | --- |",
-            *figures,
-            "",
-            f"Temperature {manifest.calibration.temperature:.3f}." + _coverage(manifest),
-            "",
-            "## Data",
-            "| part | file | rows | SHA-256 |",
-            "| --- | --- | --- | --- |",
-            *sources,
-            "",
-            "## Training",
-            f"`{manifest.made_by['command']}` ({manifest.made_by['seconds']} s)",
-            "",
-            "| epoch | loss | dev loss | dev score |",
-            "| --- | --- | --- | --- |",
-            *epochs,
-            "",
-            f"Settings: {settings}.",
-            "",
-        ]
-    )
-
-
-def _coverage(manifest: Manifest) -> str:
-    if manifest.calibration.coverage is None:
-        return ""
-    return f" Label sets hold the true label of {manifest.calibration.coverage:.0%} of texts like those of dev."
 
 
 def _interval(value: Interval) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.manifest import now
 from training import plots
+from training.cost import cost_in_words
 from training.evaluate import expected_calibration_error
 from training.figures import (
     confused_pairs,
@@ -32,9 +32,10 @@ from training.figures import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
     from model.bundle import Bundle
+    from model.manifest import Manifest
     from training.answers import Answers
     from training.evaluate import Evaluation, Interval
     from training.figures import Mistake, Pair, Sets, Slice
@@ -43,6 +44,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_TABLE = 20  # labels; a wider confusion matrix is a heatmap
 MAX_TEXT = 600  # characters of a text that are quoted
 MAX_NAME = 60  # of a label or of a column's value
+
+
+class Verbatim(str):
+    """What Markdown shows as it is, between backticks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,6 @@ class Report:
     name: str
     made: str  # when, and with what
     evaluations: Mapping[str, Evaluation]
-    linear: Mapping[str, Any] | None
     training: Training | None
     answers: Answers
     ece_before: float
@@ -85,6 +89,12 @@ class Report:
         """Its figures."""
         return self.evaluations[self.shown]
 
+    @property
+    def linear(self) -> dict[str, Any]:
+        """Each set's comparison with the linear line, where there is one."""
+        found = {name: getattr(evaluation, "linear", None) for name, evaluation in self.evaluations.items()}
+        return {name: comparison for name, comparison in found.items() if comparison is not None}
+
 
 def make_report(
     name: str,
@@ -93,7 +103,6 @@ def make_report(
     answers: Answers,
     *,
     training: Training | None = None,
-    linear: Mapping[str, Any] | None = None,
     with_texts: bool = False,
 ) -> Report:
     """Everything that is shown of the last of the evaluations, whose answers are given; plots included."""
@@ -117,7 +126,6 @@ def make_report(
         name=name,
         made=made,
         evaluations=evaluations,
-        linear=linear,
         training=training,
         answers=answers,
         ece_before=expected_calibration_error(*before),
@@ -136,16 +144,29 @@ def evaluated(bundle: Bundle) -> str:
     return f"An evaluation with Heed {version('heed')} on {now()[:10]}, version {bundle.version}"
 
 
-def trained(made_by: Mapping[str, Any], created: str) -> str:
+def trained(manifest: Manifest) -> str:
     """The line below the title of a training."""
-    return f"Trained with Heed {made_by['heed']} on {created[:10]}"
+    return f"Trained with Heed {manifest.made_by['heed']} on {manifest.created[:10]}"
+
+
+def training_of(manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> Training:
+    """How a model came about, of what its manifest says."""
+    made_by = manifest.made_by
+    return Training(
+        command=made_by["command"],
+        data=made_by["data"],
+        history=history,
+        cost=cost_in_words(made_by),
+        settings=made_by["config"],
+    )
 
 
 def report_files(report: Report) -> dict[str, str]:
     """File name -> text: the page, the same in Markdown, and the plots that the Markdown refers to."""
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     return {
-        "report.html": _html().get_template("report.html").render(report=report, style=_style(), **_helpers(report)),
-        "report.md": _markdown().get_template("report.md").render(report=report, **_helpers(report)),
+        "report.html": html_template("report.html").render(report=report, style=style, **_helpers(report)),
+        "report.md": markdown_template("report.md").render(report=report, **_helpers(report)),
         **{f"{name}.svg": plots.standalone(svg) for name, svg in report.plots.items()},
     }
 
@@ -164,6 +185,21 @@ def percent(share: float, digits: int = 1) -> str:
 def interval(figure: Interval) -> str:
     """85.7% to 88.8%."""
     return f"{percent(figure.low)} to {percent(figure.high)}"
+
+
+def decimals(figure: Interval) -> str:
+    """0.8731 (0.8571 to 0.8877)."""
+    return f"{figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})"
+
+
+def points(difference: Interval) -> str:
+    """+3.3 points (+1.2 to +5.4)."""
+    return f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def code(text: str) -> Verbatim:
+    """Inside backticks, where nothing else is markup."""
+    return Verbatim(" ".join(text.split()).replace("`", "'"))
 
 
 def clipped(text: str, limit: int) -> str:
@@ -194,28 +230,23 @@ def _helpers(report: Report) -> dict[str, Any]:
     }
 
 
-def _style() -> str:
-    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+def html_template(name: str) -> Template:
+    """A template whose values are escaped as HTML."""
+    return _environment(autoescape=True).get_template(name)
 
 
-@cache
-def _html() -> Environment:
-    """Templates whose values are escaped as HTML."""
-    return _environment(autoescape=True)
-
-
-@cache
-def _markdown() -> Environment:
-    """Templates whose values are escaped as Markdown."""
-    return _environment(finalize=lambda value: markdown_escaped(value) if isinstance(value, str) else value)
+def markdown_template(name: str) -> Template:
+    """A template whose values are escaped as Markdown."""
+    return _environment(finalize=lambda value: markdown_escaped(value) if type(value) is str else value).get_template(
+        name
+    )
 
 
 def _environment(**options: Any) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options
-    )  # noqa: S701  (HTML is made with autoescape, Markdown escapes by finalize)
-    filters = {"percent": percent, "interval": interval, "clipped": clipped, "tint": tint, "place": place}
-    made.filters |= filters | {"number": "{:,}".format}
+    loader = FileSystemLoader(TEMPLATES)
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)  # noqa: S701
+    filters = (percent, interval, decimals, points, clipped, code, tint, place)
+    made.filters |= {"number": "{:,}".format} | {function.__name__: function for function in filters}
     return made

@@ -28,6 +28,7 @@ from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.cost import training_cost
 from training.data import DataError, epoch_batches, split, targets
 from training.evaluate import check_problem, score
 from training.finish import finish
@@ -131,13 +132,15 @@ def train(
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
     history = fit(run, checkpoint, resume=resume, on_step=on_step)
+    seconds = round(time.monotonic() - started)
 
     made_by = {
         "heed": importlib.metadata.version("heed"),
         "command": command,
         "init": {"folder": init.resolve().name, "version": start} if init else None,
         "config": dataclasses.asdict(config),
-        "seconds": round(time.monotonic() - started),
+        "seconds": seconds,
+        "cost": training_cost(run, history),
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples)}
             for name, dataset in ({"train": train_set} | held_out).items()
@@ -148,7 +151,7 @@ def train(
     return result
 
 
-def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, float]]:
+def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, Any]]:
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
     config, model = run.config, run.classifier
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
