@@ -97,7 +97,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="folder to write report.html, report.md, its plots and metrics.json to; the mistakes in it quote their texts",
+        help="folder to write report.html, report.md with its plots and metrics.json to; they quote the worst mistakes",
     )
     _add_data_arguments(parser)
 

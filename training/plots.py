@@ -28,8 +28,10 @@ WIDTH, HEIGHT = 420, 280  # CSS pixels, which is what a point of matplotlib beco
 INK, QUIET, LINE, ACCENT, BAD, PAPER = (f"#00000{i}" for i in range(1, 7))
 NAMES = {INK: "ink", QUIET: "quiet", LINE: "line", ACCENT: "accent", BAD: "bad", PAPER: "paper"}
 RIGHT_RGB, WRONG_RGB = (42, 157, 143), (224, 87, 74)  # of a heatmap, which is pixels: seen on light and on dark
+RARE = 40  # right answers to a wrong one, from where on a histogram is drawn in powers of ten
 MAX_NAME = 28  # characters of a label beside a plot
-NAMES_MARGIN = 165  # pixels for them beside a heatmap
+HEATMAP_WIDTH = 760  # without the names beside it; more only where a cell would be too small to be seen
+NAMES_MARGIN = 165
 MAX_CURVES = 6  # labels; more curves in one plot are a tangle
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 STANDALONE = (
@@ -44,43 +46,41 @@ STANDALONE = (
 class Drawing:
     """Axes of matplotlib, and what became of them."""
 
-    axes: list[Any]
+    axes: Any
     svg: str = ""
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
-    """Loss of training (within epochs where it was kept) and of dev, and under it the score of dev."""
-    epochs = [row["epoch"] for row in history]
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> str:
+    """Loss of training, within epochs where that was kept, and of dev."""
+    with _plot("Loss on training and dev data by epoch") as drawing:
+        axes = drawing.axes
+        axes.plot(*_training_loss(history), color=QUIET, linewidth=1)
+        axes.plot([row["epoch"] for row in history], [row["dev_loss"] for row in history], "o-", color=ACCENT)
+        axes.set(xlabel="epoch", ylabel="loss", xlim=(0, history[-1]["epoch"] + 0.1), ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _key(axes, {"training": QUIET, "dev": ACCENT})
+    return drawing.svg
+
+
+def score_curve(history: Sequence[Mapping[str, Any]]) -> str:
+    """The score on dev that chose the best epoch, which is circled."""
     best = max(history, key=lambda row: row["dev_score"])
-    with _plot("Loss on training and dev data, and the score on dev, by epoch", rows=2, height=340) as drawing:
-        loss, score = drawing.axes
-        x, y = _training_loss(history)
-        loss.plot(x, y, color=QUIET, linewidth=1)
-        loss.plot(epochs, [row["dev_loss"] for row in history], "o-", color=ACCENT)
-        loss.set_ylabel("loss")
-        loss.set_ylim(bottom=0)
-        _key(loss, {"training": QUIET, "dev": ACCENT})
-        score.plot(epochs, [row["dev_score"] for row in history], "o-", color=ACCENT)
-        score.plot(best["epoch"], best["dev_score"], "o", markersize=9, fillstyle="none", color=INK)
-        score.annotate(
-            f"best {best['dev_score']:.4f}",
-            (best["epoch"], best["dev_score"]),
-            (0, -16),
-            textcoords="offset points",
-            ha="right" if best["epoch"] > epochs[-1] / 2 else "left",
-        )
-        score.set_ylabel("dev score")
-        score.set_xlabel("epoch")
-        score.set_xticks(_some(epochs, 12))
-        score.margins(y=0.35)
+    with _plot("Score on dev by epoch") as drawing:
+        axes = drawing.axes
+        axes.plot([row["epoch"] for row in history], [row["dev_score"] for row in history], "o-", color=ACCENT)
+        axes.plot(best["epoch"], best["dev_score"], "o", markersize=9, fillstyle="none", color=INK)
+        axes.set(xlabel="epoch", ylabel="dev score", xlim=(0, history[-1]["epoch"] + 0.1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(y=0.2)
+        _key(axes, {f"best {best['dev_score']:.4f}, after epoch {best['epoch']}": INK})
     return drawing.svg
 
 
 def reliability_diagram(before: Sequence[Bin], after: Sequence[Bin], lowest: float) -> str:
     """Share of right answers over what the scores promised; `before` is empty where nothing was calibrated."""
     with _plot("Share of right answers over confidence") as drawing:
-        [axes] = drawing.axes
-        axes.plot([lowest, 1], [lowest, 1], color=LINE, linewidth=1.5)
+        axes = drawing.axes
+        axes.plot([lowest, 1], [lowest, 1], color=INK, linewidth=0.8, alpha=0.5)
         if before:
             axes.plot([b.confidence for b in before], [b.accuracy for b in before], "o--", color=QUIET, linewidth=1)
         shares = [wilson(round(b.accuracy * b.count), b.count) for b in after]
@@ -95,13 +95,15 @@ def score_histogram(figure: Histogram) -> str:
     middles = (np.array(figure.edges[1:]) + figure.edges[:-1]) / 2
     width = (figure.edges[1] - figure.edges[0]) * 0.86
     with _plot("Right and wrong answers by confidence") as drawing:
-        [axes] = drawing.axes
+        axes = drawing.axes
         axes.bar(middles, figure.right, width, color=ACCENT)
         axes.bar(middles, [-n for n in figure.wrong], width, color=BAD)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set(xlabel="confidence", ylabel="answers", xlim=(figure.edges[0] - 0.01, 1.01))
-        axes.yaxis.set_major_formatter(lambda n, _: f"{abs(n):,.0f}")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        if max(figure.right) > RARE * max(*figure.wrong, 1):  # else nobody saw the wrong ones
+            axes.set_yscale("symlog", linthresh=10)
+            axes.set_ylabel("answers, in powers of ten")
+        axes.yaxis.set_major_formatter(lambda n, _: f"{abs(n):,.0f}" if abs(n) < 1000 else f"{abs(n) / 1000:,.0f}k")
         _key(axes, {"right": ACCENT, "wrong": BAD})
     return drawing.svg
 
@@ -110,7 +112,7 @@ def length_against_error(bins: Sequence[LengthBin]) -> str:
     """Share of wrong texts by length, each part of about as many texts."""
     names = [str(b.low) if b.low == b.high else f"{b.low}–{b.high}" for b in bins]
     with _plot("Share of wrong texts by length") as drawing:
-        [axes] = drawing.axes
+        axes = drawing.axes
         _with_intervals(axes, range(len(bins)), [b.wrong for b in bins], BAD)
         axes.set_xticks(range(len(bins)), names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set(xlabel="tokens of the text", ylabel="share wrong")
@@ -122,10 +124,11 @@ def length_against_error(bins: Sequence[LengthBin]) -> str:
 def precision_recall_curves(curves: Sequence[Curve]) -> str:
     """Precision over recall of each label; for at most MAX_CURVES of them."""
     with _plot("Precision over recall of each label") as drawing:
-        [axes] = drawing.axes
+        axes = drawing.axes
         for i, (curve, dash) in enumerate(zip(curves, DASHES, strict=False)):
             color = (ACCENT, BAD, INK)[i % 3]
-            axes.plot(curve.recall, curve.precision, linestyle=dash, color=color, label=_clipped(curve.label))
+            name = f" {_clipped(curve.label)}"  # a key leaves out what starts with _
+            axes.plot(curve.recall, curve.precision, linestyle=dash, color=color, label=name)
         axes.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.03))
         axes.legend(loc="lower left", frameon=False)
     return drawing.svg
@@ -138,17 +141,17 @@ def confusion_heatmap(confusion: Sequence[Sequence[int]], labels: Sequence[str])
     pixels = np.zeros((*share.shape, 4), dtype=np.uint8)
     pixels[..., :3] = np.where(np.eye(len(labels), dtype=bool)[..., None], RIGHT_RGB, WRONG_RGB)
     pixels[..., 3] = 255 * np.sqrt(share)  # a few mistakes are to be seen beside many right answers
-    cell = 11 if len(labels) <= 90 else 8
+    cell = max(8, min(16, HEATMAP_WIDTH // len(labels)))
     side, edge = cell * len(labels), 10
     whole = side + NAMES_MARGIN + edge
     with _plot("Confusion matrix", width=whole, height=whole) as drawing:
-        [axes] = drawing.axes
+        axes = drawing.axes
         near, far = NAMES_MARGIN / whole, 1 - edge / whole
         axes.figure.subplots_adjust(left=near, right=far, bottom=near, top=far)
         axes.imshow(pixels, interpolation="none", aspect="auto")
         names = [_clipped(label) for label in labels]
-        axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=cell - 1.5)
-        axes.set_yticks(range(len(labels)), names, fontsize=cell - 1.5)
+        axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=min(cell - 1.5, 10))
+        axes.set_yticks(range(len(labels)), names, fontsize=min(cell - 1.5, 10))
         axes.grid(visible=False)
         axes.set(xlabel="predicted", ylabel="true")
     return drawing.svg
@@ -172,7 +175,8 @@ def _training_loss(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], l
 
 
 def _with_intervals(axes: Any, x: Sequence[float], shares: Sequence[Interval], color: str) -> None:
-    errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
+    below, above = [s.value - s.low for s in shares], [s.high - s.value for s in shares]
+    errors = np.maximum([below, above], 0)  # rounding can put an end of 0 or 1 beyond the other
     axes.errorbar(x, [s.value for s in shares], errors, fmt="o-", color=color, ecolor=color, elinewidth=1)
 
 
@@ -184,10 +188,6 @@ def _key(axes: Any, entries: dict[str, str]) -> None:
         x += 0.05 + 0.0185 * len(name)
 
 
-def _some(values: Sequence[int], limit: int) -> Sequence[int]:
-    return values[:: -(-len(values) // limit)]
-
-
 def _clipped(label: str) -> str:
     """A label beside a plot, on one line."""
     label = " ".join(label.split())
@@ -195,8 +195,8 @@ def _clipped(label: str) -> str:
 
 
 @contextlib.contextmanager
-def _plot(about: str, *, width: int = WIDTH, height: int = HEIGHT, rows: int = 1) -> Iterator[Drawing]:
-    """Axes to draw on, one under another, and their SVG when that is done."""
+def _plot(about: str, *, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Drawing]:
+    """Axes to draw on, and their SVG when that is done."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -228,9 +228,8 @@ def _plot(about: str, *, width: int = WIDTH, height: int = HEIGHT, rows: int = 1
     with warnings.catch_warnings(), rc_context(style):
         warnings.filterwarnings("ignore", message="Glyph")  # of a label in Chinese: the reader's font draws it
         figure = Figure((width / 72, height / 72))
-        axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
-        figure.subplots_adjust(left=0.13, right=0.985, bottom=45 / height, top=1 - 26 / height, hspace=0.16)
-        drawing = Drawing(list(axes))
+        figure.subplots_adjust(left=0.13, right=0.985, bottom=42 / height, top=1 - 26 / height)
+        drawing = Drawing(figure.subplots())
         yield drawing
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

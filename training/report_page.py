@@ -70,6 +70,7 @@ class Report:
     evaluations: Mapping[str, Evaluation]
     training: Training | None
     answers: Answers
+    is_calibrated: bool
     ece_before: float
     sets: Sets | None
     pairs: list[Pair]
@@ -110,15 +111,18 @@ def make_report(
     before, after = (decisions(answers, scores) for scores in (answers.raw, answers.scores))
     lowest = answers.lowest_confidence
     confusion = list(evaluations.values())[-1].confusion
-    changed = bool((answers.raw != answers.scores).any())
+    is_calibrated = bool((answers.raw != answers.scores).any())
     drawn = {
-        "reliability": plots.reliability_diagram(reliability(*before) if changed else [], reliability(*after), lowest),
+        "reliability": plots.reliability_diagram(
+            reliability(*before) if is_calibrated else [], reliability(*after), lowest
+        ),
         "scores": plots.score_histogram(histogram(*after, lowest)),
         "length": plots.length_against_error(error_by_length(answers)),
     }
     if training is not None:
-        drawn["learning"] = plots.learning_curves(training.history)
-    if len(curves) <= plots.MAX_CURVES:
+        drawn["loss"] = plots.loss_curves(training.history)
+        drawn["dev-score"] = plots.score_curve(training.history)
+    if 0 < len(curves) <= plots.MAX_CURVES:
         drawn["precision-recall"] = plots.precision_recall_curves(curves)
     if confusion is not None and len(answers.labels) > MAX_TABLE:
         drawn["confusion"] = plots.confusion_heatmap(confusion, answers.labels)
@@ -128,6 +132,7 @@ def make_report(
         evaluations=evaluations,
         training=training,
         answers=answers,
+        is_calibrated=is_calibrated,
         ece_before=expected_calibration_error(*before),
         sets=coverage(answers),
         pairs=confused_pairs(answers),
