@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from model.scores import MULTI, SINGLE, Calibration
 from service.cli import main
 from training.answers import Answers
 from training.data import Columns, DataError, Dataset, Example, read_dataset
-from training.evaluate import score_answers
+from training.evaluate import Interval, score_answers
 from training.figures import by_length, confused_pairs, slices, worst_mistakes
 from training.report_page import make_report, report_files
 
@@ -142,6 +143,18 @@ def test_evaluate_writes_a_report_that_quotes_mistakes_and_tells_columns_apart(
     assert "| 42 | what a lovely warm good day | negative | positive |" in (tmp_path / "r" / "report.md").read_text()
     capsys.readouterr()
     assert json.loads((tmp_path / "r" / "metrics.json").read_text())["n"] == 200
+
+
+def test_the_linear_line_stands_beside_the_encoder_where_there_is_one() -> None:
+    answers = many(2, 300)
+    evaluation = score_answers(answers)
+    line = SimpleNamespace(
+        figure="accuracy", encoder=0.7, linear=0.72, difference=Interval(-0.02, -0.05, 0.01), verdict="neither"
+    )
+    object.__setattr__(evaluation, "linear", line)
+    files = report_files(make_report("name", "today", {"dev": evaluation}, answers))
+    assert "has accuracy 72.0%. The encoder has -2.0 points (-5.0 to +1.0)" in files["report.html"]
+    assert "no clear difference" in files["report.md"]
 
 
 def test_a_column_that_no_row_has_is_refused(write_jsonl: Callable[..., Path]) -> None:
