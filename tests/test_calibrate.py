@@ -17,7 +17,8 @@ from training.calibrate import (
     fit_temperature,
     fit_thresholds,
 )
-from training.evaluate import score, score_judged
+from training.evaluate import score
+from training.reliability import reliability
 
 SEEDS = st.integers(0, 2**32 - 1)
 NONE_OUTSIDE = np.zeros((0, 4), dtype=np.float32)
@@ -143,19 +144,17 @@ def test_promises_stand_beside_what_was_found() -> None:
     fresh, truth = logits[3000:], labels[3000:]
     outside = fresh[:500] - np.float32(30)
     judged = judge(fresh, SINGLE, calibration)
-    found = score_judged(fresh, judged, truth, list("abcd"), calibration, outside)
-    assert found.ece < 0.02
-    assert found.reliability is not None
-    assert found.reliability.ece_before > 0.1
-    assert sum(each.count for each in found.reliability.after) == 3000
-    assert found.reliability.sets is not None
-    assert found.reliability.sets.coverage.value == pytest.approx(0.9, abs=0.015)
-    assert found.reliability.scope is not None
-    assert found.reliability.scope.kept.value == pytest.approx(0.95, abs=0.015)
-    assert found.reliability.scope.recall is not None
-    assert found.reliability.scope.recall.value > 0.9
-    without = score_judged(fresh, judged, truth, list("abcd"), calibration, NONE_OUTSIDE).reliability
-    assert without is not None
+    assert score(judged.scores, truth, list("abcd"), calibration).ece < 0.02
+    found = reliability(fresh, judged, truth, calibration, outside)
+    assert found.ece_before > 0.1
+    assert sum(each.count for each in found.after) == 3000
+    assert found.sets is not None
+    assert found.sets.coverage.value == pytest.approx(0.9, abs=0.015)
+    assert found.scope is not None
+    assert found.scope.kept.value == pytest.approx(0.95, abs=0.015)
+    assert found.scope.recall is not None
+    assert found.scope.recall.value > 0.9
+    without = reliability(fresh, judged, truth, calibration, NONE_OUTSIDE)
     assert without.scope is not None
     assert without.scope.recall is None
 

@@ -33,6 +33,9 @@ MAY_IMPORT = {
         "pydantic",
         "yaml",
         "tqdm",
+        "jinja2",
+        "matplotlib",
+        "huggingface_hub",  # the format of a model card
     },
     "service": {
         "model",
@@ -91,7 +94,7 @@ def test_a_replica_needs_no_torch() -> None:
     program = f"import sys; {'; '.join(f'import {name}' for name in modules)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "service.models" in loaded
-    assert not {"torch", "safetensors"} & set(loaded)
+    assert not {"torch", "safetensors", "matplotlib"} & set(loaded)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+CURVE_POINTS = 40  # of an epoch's loss, for a plot
 
 
 @dataclass
@@ -32,13 +35,15 @@ class Progress:
     seconds: float = 0.0  # in the loop so far
     best_score: float = -1.0
     best_epoch: int = -1
-    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+    losses: list[float] = field(default_factory=list)  # of this epoch's batches
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
 
     def after_step(self, loss: float, tokens: int) -> None:
         """Count one batch."""
         self.batch += 1
         self.step += 1
         self.loss_sum += loss
+        self.losses.append(loss)
         self.tokens += tokens
 
     def after_epoch(self, dev_score: float, dev_loss: float, seconds: float) -> None:
@@ -53,9 +58,15 @@ class Progress:
                 "dev_score": dev_score,
                 "tokens": self.tokens,
                 "seconds": seconds,
+                "losses": means(self.losses, CURVE_POINTS),
             }
         )
-        self.epoch, self.batch, self.loss_sum, self.tokens = self.epoch + 1, 0, 0.0, 0
+        self.epoch, self.batch, self.loss_sum, self.tokens, self.losses = self.epoch + 1, 0, 0.0, 0, []
+
+
+def means(values: list[float], parts: int) -> list[float]:
+    """Of at most so many stretches of about equal length."""
+    return [float(part.mean()) for part in np.array_split(values, min(parts, len(values)))]
 
 
 def save_checkpoint(

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from model.bundle import load_bundle
 from model.device import choose_device
+from model.disk import write
 from model.location import local_folder, parse_location
 from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
-from training.evaluate import evaluate
+from training.evaluate import answer, score_answers
 from training.health import check
 from training.recipe import LONGEST
 from training.report import evaluation_text, linear_text
+from training.report_page import evaluated, make_report, report_files
 from training.train import parts_of, train
 
 
@@ -139,7 +141,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["truncate", "window"],
         help="read a text that is too long cut, or in windows; default: truncate",
     )
-    parser.add_argument("--report", type=Path, metavar="DIR", help="folder to write evaluation.txt and metrics.json to")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="folder to write report.html, report.md with its plots and metrics.json to; they quote the worst mistakes",
+    )
     _add_data_arguments(parser)
 
 
@@ -151,12 +158,15 @@ def evaluate_command(args: argparse.Namespace) -> int:
     assert dataset is not None
     rows = len(dataset.examples) if args.on_long == "truncate" else None  # how many windows there are shows later
     with tqdm(total=rows, desc="evaluate", unit="row", leave=False, disable=None) as bar:
-        evaluation = evaluate(bundle, dataset, bar.update, args.on_long)
+        answers = answer(bundle, dataset, bar.update, args.on_long)
+    evaluation = score_answers(answers)
     as_json = json.dumps(evaluation.to_dict(), ensure_ascii=False)
     if args.report:
-        args.report.mkdir(parents=True, exist_ok=True)
-        (args.report / "evaluation.txt").write_text(evaluation_text(evaluation) + "\n", encoding="utf-8")
-        (args.report / "metrics.json").write_text(as_json + "\n", encoding="utf-8")
+        figures = {args.data.name: evaluation}
+        report = make_report(bundle.name, evaluated(bundle), figures, answers, with_texts=True)
+        for name, text in ({"metrics.json": as_json + "\n"} | report_files(report)).items():
+            write(args.report / name, text)
+        print(f"report {args.report / 'report.html'}", file=sys.stderr)
     print(as_json if args.json else evaluation_text(evaluation))
     return 0
 
@@ -195,6 +205,13 @@ def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
     parser.add_argument("--label-column", default="label", metavar="NAME", help="field that holds the label")
+    parser.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="field by whose values the report tells how good the model is; may be given several times",
+    )
     parser.add_argument("--bad-rows", choices=["error", "skip"], default="error", help="what to do with a bad row")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
@@ -203,7 +220,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def _read(path: Path | None, args: argparse.Namespace) -> Dataset | None:
     if path is None:
         return None
-    dataset = read_dataset(path, Columns(args.text_column, args.label_column), args.bad_rows)
+    columns = Columns(args.text_column, args.label_column, tuple(args.slice))
+    dataset = read_dataset(path, columns, args.bad_rows)
     if dataset.skipped:
         print(f"skipped {len(dataset.skipped)} bad rows, the first: {dataset.skipped[0]}", file=sys.stderr)
     return dataset

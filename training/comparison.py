@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from model.scores import MULTI
 from training.evaluate import CONFIDENCE, RESAMPLES, f1_scores
 from training.intervals import Interval
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from model.scores import Judged, ProblemType
     from model.tokens import Row
     from training.evaluate import Evaluation
     from training.train import Run
@@ -54,11 +52,6 @@ class Facts:
     max_tokens: int
     cut: float  # share of held-out texts longer than max_tokens
     verdicts: Sequence[tuple[Verdict, int]]  # with the rows of the data set
-
-
-def answers(judged: Judged, problem: ProblemType) -> NDArray[Any]:
-    """What an encoder says: class ids (N,), or True where a label is given (N, C) where multi-label."""
-    return judged.scores.argmax(axis=1) if judged.sets is None or problem != MULTI else judged.sets
 
 
 def compare(encoder: NDArray[Any], linear: NDArray[Any], truth: NDArray[Any]) -> Comparison:
@@ -197,16 +190,3 @@ def line_text(made_by: Mapping[str, Any]) -> str:
     """What the linear line reads, and of how much it learned."""
     line, rows = made_by["linear"], made_by["data"]["train"]["rows"]
     return f"n-grams of {' and '.join(line['grams'])}, {line['rows']:,} of {rows:,} rows, C={line['strength']:g}"
-
-
-def card_section(evaluations: Mapping[str, Evaluation], made_by: Mapping[str, Any]) -> list[str]:
-    """Lines of the model card."""
-    rows = [HEADER, ["---"] * len(HEADER), *comparison_rows(evaluations)]
-    return [
-        "## Against the linear line",
-        f"TF-IDF with linear support vectors ({line_text(made_by)}), chosen by dev as the encoder's epoch is.",
-        "",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        conclusion(evaluations, made_by["linear"]["why"]),
-    ]

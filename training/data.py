@@ -39,7 +39,8 @@ class Example:
 
     text: Text
     labels: tuple[str, ...]
-    line: int = field(default=0, compare=False)
+    line: int = field(default=0, compare=False)  # of the file; of Parquet, the row
+    slices: tuple[str, ...] = ()  # values of the columns that a report tells apart
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Columns:
 
     text: str = "text"
     label: str = "label"
+    slices: tuple[str, ...] = ()  # further columns to keep, for a report by their values
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Dataset:
     skipped: list[str]
     sha256: str
     outside: list[Text] = field(default_factory=list)
+    slices: tuple[str, ...] = ()  # the columns whose values the examples keep
 
     @property
     def texts(self) -> list[Text]:
@@ -73,7 +76,7 @@ class Dataset:
 
     def subset(self, name: str, keep: Sequence[Example]) -> Dataset:
         """The same file, only some of its examples."""
-        return Dataset(name, list(keep), self.problem_type, self.skipped, self.sha256)
+        return replace(self, name=name, examples=list(keep))
 
 
 def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["error", "skip"] = "error") -> Dataset:
@@ -103,7 +106,10 @@ def read_dataset(path: Path, columns: Columns = Columns(), bad_rows: Literal["er
         raise DataError(bad[0] + more)
     if not examples:
         raise DataError(f"{path}: no labelled rows")
-    return Dataset(str(path), examples, MULTI if multi else SINGLE, bad, file_hash(path))
+    for i, name in enumerate(columns.slices):
+        if not any(example.slices[i] for example in examples):
+            raise DataError(f"{path}: no row has a field to slice by that is named {name}")
+    return Dataset(str(path), examples, MULTI if multi else SINGLE, bad, file_hash(path), slices=columns.slices)
 
 
 def file_hash(path: Path) -> str:
@@ -189,6 +195,7 @@ def _example(fields: dict[str, Any], columns: Columns, line: int) -> tuple[Examp
         raise ValueError(f"text_pair is not a string: {type(pair).__name__}")
     check_unicode("text_pair", pair or "")
     whole: Text = text if pair is None else (text, pair)
+    slices = tuple(_value(name, fields.get(name)) for name in columns.slices)
     if fields.get("labels") is not None and columns.label not in fields:
         labels = fields["labels"]
         labels = [part for part in labels.split("|") if part] if isinstance(labels, str) else labels
@@ -196,8 +203,14 @@ def _example(fields: dict[str, Any], columns: Columns, line: int) -> tuple[Examp
             raise ValueError("labels is not a list of strings")
         for label in labels:
             check_unicode("labels", label)
-        return Example(whole, tuple(dict.fromkeys(labels)), line), True
-    return Example(whole, (_string(fields, columns.label),), line), False
+        return Example(whole, tuple(dict.fromkeys(labels)), line, slices), True
+    return Example(whole, (_string(fields, columns.label),), line, slices), False
+
+
+def _value(name: str, value: object) -> str:
+    text = "" if value is None else str(value)
+    check_unicode(name, text)
+    return text
 
 
 def _string(fields: dict[str, Any], name: str) -> str:

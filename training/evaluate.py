@@ -12,6 +12,8 @@ import numpy as np
 
 from model.forward import forward_rows
 from model.scores import MULTI, SINGLE, Judged, judge, label_sets, pool_windows
+from model.tokens import tokens_of
+from training.answers import Answers
 from training.data import DataError, set_aside, targets
 from training.intervals import Interval, wilson
 from training.reliability import expected_calibration_error, predictions, reliability
@@ -76,19 +78,17 @@ def score(scores: Array, truth: NDArray[Any], labels: Sequence[str], calibration
     return _score(Judged(scores, label_sets(scores, problem, calibration), None), truth, labels)
 
 
-def score_judged(
-    logits: Array,
-    judged: Judged,
-    truth: NDArray[Any],
-    labels: Sequence[str],
-    calibration: Calibration,
-    outside: Array,
-    *,
-    cross_fitted: bool = False,
-) -> Evaluation:
-    """The same with the figures of reliability; outside (M, C) are the logits of texts out of scope."""
-    kept_promises = reliability(logits, judged, truth, calibration, outside, cross_fitted=cross_fitted)
-    return replace(_score(judged, truth, labels), reliability=kept_promises)
+def score_answers(answers: Answers) -> Evaluation:
+    """Figures of what a model said, those of reliability too."""
+    kept_promises = reliability(
+        answers.logits,
+        answers.judged,
+        answers.truth,
+        answers.calibration,
+        answers.outside,
+        cross_fitted=answers.cross_fitted,
+    )
+    return replace(_score(answers.judged, answers.truth, answers.labels), reliability=kept_promises)
 
 
 def _score(judged: Judged, truth: NDArray[Any], labels: Sequence[str]) -> Evaluation:
@@ -182,12 +182,31 @@ def evaluate(
     Rows of its out-of-scope label are of no class: what is found of them is under reliability. on_pass hears how
     many rows each pass read. Raises DataError where the data's labels are not the bundle's.
     """
+    return score_answers(answer(bundle, dataset, on_pass, on_long))
+
+
+def answer(
+    bundle: Bundle,
+    dataset: Dataset,
+    on_pass: Callable[[int], object] | None = None,
+    on_long: Literal["truncate", "window"] = "truncate",
+) -> Answers:
+    """What a bundle says of labelled data; as evaluate()."""
     check_problem(dataset, bundle.problem_type)
     dataset = set_aside(dataset, bundle.manifest.out_of_scope_label if bundle.manifest else None)
     truth = targets(dataset, bundle.labels)
-    inside, outside = (read(bundle, texts, on_pass, on_long) for texts in (dataset.texts, dataset.outside))
-    judged = judge(inside, bundle.problem_type, bundle.calibration)
-    return score_judged(inside, judged, truth, bundle.labels, bundle.calibration, outside)
+    logits, tokens = read(bundle, dataset.texts, on_pass, on_long)
+    outside, _ = read(bundle, dataset.outside, on_pass, on_long)
+    return Answers(
+        dataset=dataset,
+        labels=bundle.labels,
+        logits=logits,
+        judged=judge(logits, bundle.problem_type, bundle.calibration),
+        truth=truth,
+        tokens=tokens,
+        calibration=bundle.calibration,
+        outside=outside,
+    )
 
 
 def read(
@@ -195,16 +214,17 @@ def read(
     texts: Sequence[Text],
     on_pass: Callable[[int], object] | None,
     on_long: Literal["truncate", "window"],
-) -> Array:
-    """Logits (N, C) of texts, before calibration."""
+) -> tuple[Array, list[int]]:
+    """Logits (N, C) of texts, before calibration, and how many tokens each has, before it is cut."""
     if not texts:
-        return np.zeros((0, len(bundle.labels)), dtype=np.float32)
+        return np.zeros((0, len(bundle.labels)), dtype=np.float32), []
     if on_long == "window":
         rows = bundle.tokenizer.encode_windows(texts, bundle.max_tokens)
     else:
         rows = [[row] for row in bundle.tokenizer.encode(texts, bundle.max_tokens)]
     by_row = forward_rows(bundle.classifier, [row for of_text in rows for row in of_text], on_pass=on_pass)
-    return pool_windows(by_row, [len(of_text) for of_text in rows], bundle.problem_type)
+    logits = pool_windows(by_row, [len(of_text) for of_text in rows], bundle.problem_type)
+    return logits, [tokens_of(of_text) + of_text[-1].truncated for of_text in rows]
 
 
 def check_problem(dataset: Dataset, problem: ProblemType) -> None:

@@ -13,12 +13,15 @@ from model.bundle import WEIGHT_TYPES, save_bundle
 from model.forward import forward_rows
 from model.manifest import Manifest, now
 from model.scores import SINGLE, judge
+from training.answers import Answers
 from training.calibrate import calibrate, cross_judge
-from training.comparison import answers, compare, facts, reasons
+from training.card import card
+from training.comparison import compare, facts, reasons
 from training.data import targets
-from training.evaluate import score_judged
+from training.evaluate import score_answers
 from training.linear import run_line
-from training.report import card, headline
+from training.report import headline
+from training.report_page import make_report, report_files, trained, training_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +37,7 @@ def finish(
     run: Run,
     held_out: dict[str, Dataset],
     out: Path,
-    history: list[dict[str, float]],
+    history: list[dict[str, Any]],
     made_by: dict[str, Any],
     reports: dict[str, str],
 ) -> tuple[Manifest, dict[str, Evaluation]]:
@@ -54,23 +57,23 @@ def finish(
         warn_of_one_answer(name, judged[name].scores, run)
     crossed = cross_judge(logits["dev"], truth["dev"], run.config.coverage, run.config.false_alarms)
     judged |= {"dev": crossed} if crossed else {}  # dev is measured by fits that did not see it
-    line, said = run_line(run.train, held_out, run.labels)
-    linear = {name: compare(answers(judged[name], run.problem_type), said[name], truth[name]) for name in held_out}
-    evaluations = {
-        name: replace(
-            score_judged(
-                logits[name],
-                judged[name],
-                truth[name],
-                run.labels,
-                calibration,
-                forward_rows(run.classifier, run.outside_rows(dataset)),
-                cross_fitted=judged[name] is crossed,
-            ),
-            linear=linear[name],
+    answers = {
+        name: Answers(
+            dataset=dataset,
+            labels=run.labels,
+            logits=logits[name],
+            judged=judged[name],
+            truth=truth[name],
+            tokens=[row.tokens + row.truncated for row in rows[name]],
+            calibration=calibration,
+            outside=forward_rows(run.classifier, run.outside_rows(dataset)),
+            cross_fitted=judged[name] is crossed,
         )
         for name, dataset in held_out.items()
     }
+    line, said = run_line(run.train, held_out, run.labels)
+    linear = {name: compare(answers[name].said, said[name], truth[name]) for name in held_out}
+    evaluations = {name: replace(score_answers(answers[name]), linear=linear[name]) for name in held_out}
     made_by = made_by | {"linear": line.made_by() | {"why": reasons(facts(run, history, rows, linear))}}
     manifest = Manifest(
         name=out.name,
@@ -85,14 +88,15 @@ def finish(
         reference=reference,
         out_of_scope_label=run.config.out_of_scope_label,
     )
+    shown = list(held_out)[-1]
+    report = make_report(
+        out.name, trained(manifest), evaluations, answers[shown], training=training_of(manifest, history)
+    )
+    metrics = {"history": history, "cost": made_by["cost"], **{k: e.to_dict() for k, e in evaluations.items()}}
     files = reports | {
         "README.md": card(manifest, evaluations, history),
-        "report/metrics.json": json.dumps(
-            {"history": history, **{k: e.to_dict() for k, e in evaluations.items()}},
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n",
+        "report/metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False) + "\n",
+        **{f"report/{name}": text for name, text in report_files(report).items()},
     }
     manifest = save_bundle(out, run.classifier, run.tokenizer, manifest, weights=run.config.weights, files=files)
     return manifest, evaluations

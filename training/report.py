@@ -1,11 +1,11 @@
-"""What people read: the line of an epoch, tables of an evaluation, the model card."""
+"""What people read in a terminal: the line of an epoch, tables of an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from training.comparison import HEADER, card_section, comparison_rows, conclusion, line_text
+from training.comparison import HEADER, comparison_rows, conclusion, line_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,64 +119,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequence[dict[str, float]]) -> str:
-    """The model card (README.md of the bundle), in the Hugging Face card format."""
-    config, data = manifest.made_by["config"], manifest.made_by["data"]
-    figures = [
-        f"| {name} | {e.n} | {_interval(e.accuracy)} | {_interval(e.macro_f1)} | {e.ece:.3f} |"
-        for name, e in evaluations.items()
-    ]
-    sources = [f"| {name} | {d['file']} | {d['rows']} | `{d['sha256'][:16]}` |" for name, d in data.items()]
-    epochs = [f"| {r['epoch']:.0f} | {r['loss']:.4f} | {r['dev_loss']:.4f} | {r['dev_score']:.4f} |" for r in history]
-    settings = ", ".join(f"{k}={v}" for k, v in config.items() if v is not None)
-    return "\n".join(
-        [
-            "---",
-            "library_name: heed",
-            "pipeline_tag: text-classification",
-            "---",
-            f"# {manifest.name}",
-            "",
-            f"A text classifier made by Heed {manifest.made_by['heed']} on {manifest.created}.",
-            f"Labels: {', '.join(manifest.labels)}. It reads {manifest.max_tokens} tokens; a longer text is cut.",
-            "",
-            "## Figures",
-            "Measured on the weights as they are stored, in fp32, with 95% confidence intervals. The best epoch was",
-            "chosen on dev, so trust test more.",
-            "",
-            "| data | rows | accuracy | macro-F1 | ECE |",
-            "| --- | --- | --- | --- | --- |",
-            *figures,
-            "",
-            "## Calibration",
-            *calibration_lines(manifest.calibration),
-            "",
-            *(
-                line
-                for name, e in evaluations.items()
-                for line in [f"**{_rows(name, e)}**", "```", *promises(e), "```"]
-            ),
-            "",
-            *card_section(evaluations, manifest.made_by),
-            "",
-            "## Data",
-            "| part | file | rows | SHA-256 |",
-            "| --- | --- | --- | --- |",
-            *sources,
-            "",
-            "## Training",
-            f"`{manifest.made_by['command']}` ({manifest.made_by['seconds']} s)",
-            "",
-            "| epoch | loss | dev loss | dev score |",
-            "| --- | --- | --- | --- |",
-            *epochs,
-            "",
-            f"Settings: {settings}.",
-            "",
-        ]
-    )
-
-
 def linear_text(evaluations: dict[str, Evaluation], manifest: Manifest) -> str:
     """The encoder beside the linear line, for a terminal."""
     said = conclusion(evaluations, manifest.made_by["linear"]["why"])
@@ -196,11 +138,6 @@ def calibration_lines(calibration: Calibration) -> list[str]:
             f"{calibration.false_alarms:.0%} of texts all the same."
         )
     return lines
-
-
-def _rows(name: str, evaluation: Evaluation) -> str:
-    crossed = evaluation.reliability is not None and evaluation.reliability.cross_fitted
-    return f"{name}: each fifth by a calibration fitted on the others" if crossed else name
 
 
 def _interval(value: Interval) -> str:

@@ -27,6 +27,7 @@ from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.cost import training_cost
 from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
@@ -153,6 +154,7 @@ def train(
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
     history = fit(run, checkpoint, resume=resume, on_step=on_step)
+    seconds = round(time.monotonic() - started)
 
     made_by = {
         "heed": importlib.metadata.version("heed"),
@@ -160,7 +162,8 @@ def train(
         "init": {"folder": init.resolve().name, "version": run.start} if init else None,
         "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
         "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
-        "seconds": round(time.monotonic() - started),
+        "seconds": seconds,
+        "cost": training_cost(run, history),
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
             for name, dataset in parts.items()
@@ -195,7 +198,7 @@ def parts_of(
     return {"train": train_set} | held_out
 
 
-def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, float]]:
+def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, Any]]:
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
     config, recipe, model = run.config, run.recipe, run.classifier
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
