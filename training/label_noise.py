@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDS = 3
 MIN_ROWS = 200  # below, what a linear model believes says nothing about a label
-MIN_ACCURACY = 0.7  # below, no estimate: the model is wrong more often than the labels are, and
+MIN_ACCURACY = 0.85  # below, no estimate: the model is wrong more often than the labels are, and
 STRONG = 0.5  # only rows that it contradicts by this margin are suspected
 MAX_ROWS, MAX_CHARACTERS, MAX_CELLS = 100_000, 20_000_000, 3_000_000  # read, of larger data; cells: rows * labels
 ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each character is taken for a word
@@ -38,7 +38,7 @@ class Suspects:
     """Suspected rows with the label that the model would give and its margin over the given one, worst first."""
 
     rows: list[tuple[int, str, float]]
-    estimate: int | None  # wrong labels among the rows read; None: the model is too weak to say
+    estimate: int | None  # wrong labels among the rows read, rather too many; None: the model is too weak to say
     accuracy: float  # of the linear model, out of sample
     rows_read: int
 
