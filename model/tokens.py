@@ -146,6 +146,17 @@ class Tokenizer:
         }
         return {role: token for role, token in found.items() if token is not None}
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of those tokens."""
+        return sorted(i for token in self.special_tokens.values() if (i := self.token_id(token)) is not None)
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token that stands for a hidden one; None where there is none."""
+        token = self.special_tokens.get("mask")
+        return None if token is None else self.token_id(token)
+
     def token_id(self, token: str) -> int | None:
         """Id of a token, None where the vocabulary has none."""
         return self._raw.token_to_id(token)

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import resource
 import secrets
@@ -40,6 +41,7 @@ HERE = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 100 * 2**20  # requests do not pass through it
 MAX_CONNECTIONS = 4096
+PORTS = range(10_000, 30_000)  # below Ray's for replicas, and those that systems give to outgoing connections
 RAY_STOPS_S = 10.0  # it takes one or two
 FOLDER_VARIABLE = "HEED_RUN_FOLDER"  # by which the guard knows our processes
 
@@ -163,11 +165,12 @@ def max_connections() -> int:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody uses, and that no outgoing connection takes before somebody does."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def stop_on_signal() -> threading.Event:

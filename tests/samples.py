@@ -11,7 +11,16 @@ GOOD = ["good", "fine", "lovely", "great", "warm"]
 BAD = ["bad", "dull", "awful", "cold", "poor"]
 FILLER = ["the", "film", "was", "a", "story", "of", "two", "people", "in", "town", "and", "their", "dog"]
 TINY = TrainConfig(
-    layers=2, width=32, heads=2, feed_forward=64, vocab_size=400, max_tokens=64, batch_tokens=512, epochs=5, lr=3e-3
+    layers=2,
+    width=32,
+    heads=2,
+    feed_forward=64,
+    vocab_size=400,
+    max_tokens=64,
+    batch_tokens=512,
+    epochs=5,
+    lr=3e-3,
+    batch_rows=32,
 )
 
 ROOT = Path(__file__).parent.parent

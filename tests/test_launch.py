@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.haproxy import mend
-from service.launch import CannotServe, check_address, gpu_share, reason, run_folder
+from service.launch import CannotServe, check_address, free_port, gpu_share, reason, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +97,11 @@ def test_a_taken_address_is_named_before_anything_starts() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(CannotServe, match=f"cannot listen on 127.0.0.1:{port} .*choose another --port"):
             check_address("127.0.0.1", port)
+
+
+def test_no_outgoing_connection_takes_a_port_that_is_kept_for_later() -> None:
+    given_away, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert all(free_port() < given_away for _ in range(100))
 
 
 def test_the_reason_of_a_failed_start_is_the_error_of_the_replica() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
 
         return on_step
 
-    steps = whole.made_by["data"]["train"]["rows"] // config.batch_rows
+    steps = whole.made_by["data"]["train"]["rows"] // whole.made_by["config"]["batch_rows"]
     for stop in (steps // 2, steps + steps // 2):  # inside the first epoch, then inside the second
         with pytest.raises(Interrupted):
             train(config, data, None, None, tmp_path / "cut", device=CPU, resume=stop > steps, on_step=stop_at(stop))
@@ -161,10 +161,11 @@ def test_a_run_that_diverges_stops_and_says_so(write_jsonl: Callable[..., Path],
         train(wild, read_dataset(write_jsonl(rows(300))), None, None, tmp_path / "b", device=CPU)
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
-    scale = [lr_scale(step, 100, warmup=0.1) for step in range(100)]
-    assert scale[0] < 0.1
-    assert max(scale) == scale[10] == 1
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Literal["linear", "cosine"]) -> None:
+    scale = [lr_scale((step + 0.5) / 100, 0.1, decay) for step in range(100)]
+    assert 0 < scale[0] < 0.1
+    assert max(scale) == scale[10] > 0.99
     assert scale == sorted(scale[:11]) + sorted(scale[11:], reverse=True)
     assert 0 < scale[-1] < 0.02
 

@@ -11,14 +11,16 @@ from model.bundle import load_encoder
 from model.convert import load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
+from training.recipe import LONGEST, read_length
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
 
-    from model.tokens import Tokenizer
+    from model.tokens import Text, Tokenizer
     from training.data import Dataset
 
 SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings say nothing
@@ -31,6 +33,7 @@ SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings 
     "feed_forward": 1024,
 }
 SCRATCH_ONLY = ("family", "tokenizer", "width", "heads", "feed_forward")  # an encoder brings its own
+MEASURED_TEXTS = 20_000
 MIN_TOKENS = 8  # special tokens, and a word of each text of a pair
 
 
@@ -45,12 +48,18 @@ class TrainConfig:
     width: int | None = None
     heads: int | None = None
     feed_forward: int | None = None
-    max_tokens: int = 256  # a longer text is cut
-    epochs: int = 3
-    batch_rows: int = 32
+    max_tokens: int | None = None  # a longer text is cut; None, here and below: chosen from the data (recipe.py)
+    epochs: int | None = None
+    batch_rows: int | None = None
     batch_tokens: int = 4096  # padded tokens of a batch, at most
-    lr: float | None = None  # peak; from scratch 5e-4, with --init 1e-4
-    warmup: float = 0.1  # share of the steps over which the rate rises; then it falls to 0 in a line
+    lr: float | None = None  # peak
+    warmup: float = 0.1  # share of the run over which the rate rises; then it falls to 0
+    decay: Literal["linear", "cosine"] = "linear"
+    layer_decay: float = 1.0  # the rate of each layer, as a share of that of the layer above it
+    token_dropout: float = 0.0  # share of the tokens that are masked in training
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
+    teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
+    teacher_temperature: float = 2.0  # by which both logits are divided there
     weight_decay: float = 0.01  # not on biases and norms
     dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -62,37 +71,51 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_rows", "batch_tokens", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is not at least 1: {getattr(self, name)}")
-        for name in ("vocab_size", "layers", "width", "heads", "feed_forward", "lr"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is not at least 1: {value}")
+        for name in (
+            "vocab_size",
+            "layers",
+            "width",
+            "heads",
+            "feed_forward",
+            "lr",
+            "layer_decay",
+            "teacher_temperature",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is not a positive number: {value}")
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "label_smoothing", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        if not 0 <= self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
         for name in ("weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
-        if self.max_tokens < MIN_TOKENS:
-            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.max_tokens}")
+        longest = LONGEST if self.max_tokens is None else self.max_tokens
+        if longest < MIN_TOKENS:
+            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {longest}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is not in [0, 1): {self.warmup}")
-        if self.batch_tokens < self.max_tokens:
-            raise ValueError(
-                f"batch_tokens does not hold one text of max_tokens={self.max_tokens}: {self.batch_tokens}"
-            )
+        if self.batch_tokens < longest:
+            raise ValueError(f"batch_tokens does not hold one text of max_tokens={longest}: {self.batch_tokens}")
 
 
-def build(config: TrainConfig, train_set: Dataset, num_labels: int, init: Path | None) -> tuple[Classifier, Tokenizer]:
-    """The network and its tokenizer, from scratch or from the encoder in `init`.
+def build(
+    config: TrainConfig, train_set: Dataset, num_labels: int, init: Path | None
+) -> tuple[Classifier, Tokenizer, int]:
+    """The network, its tokenizer, and how many tokens of a text it is to read; from scratch or from `init`.
 
     Raises ValueError for a setting that the encoder in `init` decides, BundleError where it cannot be read.
     """
     if init is None:
         shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
-        return Classifier(_from_scratch(config, shape, tokenizer.vocab_size), num_labels), tokenizer
+        max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
+        encoder = _from_scratch(config, shape, tokenizer.vocab_size, max_tokens)
+        return Classifier(encoder, num_labels), tokenizer, max_tokens
     given = [name for name in SCRATCH_ONLY if getattr(config, name) is not None]
     if given:
         raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
@@ -102,13 +125,20 @@ def build(config: TrainConfig, train_set: Dataset, num_labels: int, init: Path |
     if config.vocab_size and config.vocab_size < tokenizer.vocab_size:
         tokenizer, kept = shrink_tokenizer(tokenizer, train_set.texts, config.vocab_size)
         classifier = _with_vocabulary(classifier, kept, num_labels)
-    return classifier, tokenizer
+    max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
+    return classifier, tokenizer, min(max_tokens, classifier.config.max_tokens)
 
 
-def _from_scratch(config: TrainConfig, shape: dict[str, Any], vocab_size: int) -> EncoderConfig:
+def worth_reading(tokenizer: Tokenizer, texts: Sequence[Text]) -> int:
+    """Tokens of a text that a model is to read, by the lengths of the training texts; of many, by some of them."""
+    some = texts[:: math.ceil(len(texts) / MEASURED_TEXTS)]
+    return read_length([row.tokens + row.truncated for row in tokenizer.encode(some, LONGEST)])
+
+
+def _from_scratch(config: TrainConfig, shape: dict[str, Any], vocab_size: int, max_tokens: int) -> EncoderConfig:
     family = modernbert_defaults(shape["layers"]) if shape["family"] == "modernbert" else {}
     sizes = {name: shape[name] for name in ("layers", "width", "heads", "feed_forward")}
-    rest = {"vocab_size": vocab_size, "max_tokens": config.max_tokens, "dropout": config.dropout, "pad_id": PAD_ID}
+    rest = {"vocab_size": vocab_size, "max_tokens": max_tokens, "dropout": config.dropout, "pad_id": PAD_ID}
     return EncoderConfig(**(family | sizes | rest))
 
 

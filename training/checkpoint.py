@@ -29,6 +29,7 @@ class Progress:
     step: int = 0  # optimizer steps of the whole run
     loss_sum: float = 0.0  # over this epoch's batches
     tokens: int = 0  # of this epoch
+    seconds: float = 0.0  # in the loop so far
     best_score: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
@@ -40,14 +41,14 @@ class Progress:
         self.loss_sum += loss
         self.tokens += tokens
 
-    def after_epoch(self, batches: int, dev_score: float, dev_loss: float, seconds: float) -> None:
+    def after_epoch(self, dev_score: float, dev_loss: float, seconds: float) -> None:
         """Close an epoch: its row of figures, and the next one's start."""
         if dev_score > self.best_score:
             self.best_score, self.best_epoch = dev_score, self.epoch
         self.history.append(
             {
                 "epoch": self.epoch + 1,
-                "loss": self.loss_sum / batches,
+                "loss": self.loss_sum / self.batch,
                 "dev_loss": dev_loss,
                 "dev_score": dev_score,
                 "tokens": self.tokens,

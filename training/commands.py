@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -20,11 +22,9 @@ from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import evaluate
 from training.health import check
-from training.report import evaluation_text
+from training.recipe import LONGEST
+from training.report import evaluation_text, linear_text
 from training.train import parts_of, train
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,16 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         metavar="LOCATION",
         help="encoder to start from, with its tokenizer: a folder or hf:OWNER/REPO[@REVISION]; default: from scratch",
+    )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="BUNDLE", help="larger bundle whose scores are learned beside the labels"
+    )
+    parser.add_argument(
+        "--budget",
+        type=duration,
+        default=math.inf,
+        metavar="TIME",
+        help="end the loop after 90s, 10m or 2h at the latest",
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
@@ -76,24 +86,41 @@ def train_command(args: argparse.Namespace) -> int:
         test_set,
         args.out,
         init=local_folder(parse_location(args.init)) if args.init else None,
+        teacher=args.teacher,
+        budget_s=args.budget,
         device=choose_device(args.device),
         resume=args.resume,
         strict=args.strict,
         command=shlex.join(["heed", *sys.argv[1:]]),
     )
     if args.json:
+        linear = manifest.made_by["linear"]
         figures = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
-        print(json.dumps({"bundle": str(args.out), "version": manifest.version, **figures}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"bundle": str(args.out), "version": manifest.version, "linear": linear, **figures}, ensure_ascii=False
+            )
+        )
         return 0
     for name, evaluation in evaluations.items():
         print(f"{name}\n{evaluation_text(evaluation)}\n")
+    print(f"{linear_text(evaluations, manifest)}\n")
     print(f"bundle {args.out}, version {manifest.version}")
     return 0
 
 
+def duration(text: str) -> float:
+    """Seconds of a time such as 90s, 10m or 2h."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) == 0:
+        raise argparse.ArgumentTypeError(f"not a time such as 90s, 10m or 2h: {text}")
+    return float(number) * units[unit]
+
+
 def _check(parts: dict[str, Dataset], config: TrainConfig, args: argparse.Namespace) -> int:
     """Print what is found in the data."""
-    health = check(parts, config.max_tokens)
+    health = check(parts, config.max_tokens or LONGEST)
     print(health.to_json() if args.json else health.table())
     if args.strict:
         health.refuse()

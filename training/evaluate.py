@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from model.bundle import Bundle
     from model.scores import Array, Calibration, ProblemType
+    from training.comparison import Comparison
     from training.data import Dataset
 
 ECE_BINS = 15
@@ -57,6 +58,7 @@ class Evaluation:
     ece: float
     labels: dict[str, LabelScore]
     confusion: list[list[int]] | None
+    linear: Comparison | None = None  # with the linear line, where one was trained
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `heed evaluate --json` prints it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from model.bundle import WEIGHT_TYPES, save_bundle
 from model.forward import forward_rows
 from model.manifest import Manifest, now
 from model.scores import MIN_CALIBRATION_ROWS, SINGLE, Calibration, fit_quantile, fit_temperature, probabilities
+from training.comparison import answers, compare, facts, reasons
 from training.data import targets
 from training.evaluate import score
+from training.linear import run_line
 from training.report import card, headline
 
 if TYPE_CHECKING:
@@ -46,10 +49,17 @@ def finish(
     logits = {name: forward_rows(run.classifier, rows[name]) for name in held_out}
     calibration = calibrate(logits["dev"], run)
     scores = {name: probabilities(logits[name], run.problem_type, calibration.temperature) for name in held_out}
-    evaluations = {
-        name: score(scores[name], targets(dataset, run.labels), run.labels, calibration)
-        for name, dataset in held_out.items()
+    truth = {name: targets(dataset, run.labels) for name, dataset in held_out.items()}
+    line, said = run_line(run.train, held_out, run.labels)
+    linear = {
+        name: compare(answers(scores[name], calibration, run.problem_type), said[name], truth[name])
+        for name in held_out
     }
+    evaluations = {
+        name: replace(score(scores[name], truth[name], run.labels, calibration), linear=linear[name])
+        for name in held_out
+    }
+    made_by = made_by | {"linear": line.made_by() | {"why": reasons(facts(run, history, rows, linear))}}
     for name in held_out:
         warn_of_one_answer(name, scores[name], run)
     manifest = Manifest(

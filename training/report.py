@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from training.comparison import HEADER, card_section, comparison_rows, conclusion, line_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +47,7 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy.value,
         "macro_f1": evaluation.macro_f1.value,
         "ece": evaluation.ece,
-    }
+    } | ({"linear": asdict(evaluation.linear)} if evaluation.linear else {})
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -112,6 +115,8 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             "",
             f"Temperature {manifest.calibration.temperature:.3f}." + _coverage(manifest),
             "",
+            *card_section(evaluations, manifest.made_by),
+            "",
             "## Data",
             "| part | file | rows | SHA-256 |",
             "| --- | --- | --- | --- |",
@@ -128,6 +133,12 @@ def card(manifest: Manifest, evaluations: dict[str, Evaluation], history: Sequen
             "",
         ]
     )
+
+
+def linear_text(evaluations: dict[str, Evaluation], manifest: Manifest) -> str:
+    """The encoder beside the linear line, for a terminal."""
+    said = conclusion(evaluations, manifest.made_by["linear"]["why"])
+    return f"{table(HEADER, comparison_rows(evaluations))}\nlinear line: {line_text(manifest.made_by)}\n{said}"
 
 
 def _coverage(manifest: Manifest) -> str:

@@ -13,10 +13,9 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
@@ -32,15 +31,17 @@ from training.data import DataError, epoch_batches, split, targets
 from training.evaluate import check_problem, score
 from training.finish import finish
 from training.health import check
+from training.loss import Aim, loss_of
+from training.recipe import LONGEST, choose_recipe
 from training.report import epoch_line, run_line
+from training.teacher import teacher_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from torch import Tensor
-
+    from model.batch import Batch
     from model.encoder import Classifier
     from model.manifest import Manifest
     from model.scores import Array, ProblemType
@@ -48,23 +49,27 @@ if TYPE_CHECKING:
     from training.build import TrainConfig
     from training.data import Dataset
     from training.evaluate import Evaluation
+    from training.recipe import Recipe
 
 CHECKPOINT_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works on; `peak` is the highest learning rate, `start` the hash of the encoder of --init."""
+    """What the loop works on; `start` is the hash of the encoder of --init, `teacher` (N, C) a teacher's logits."""
 
     config: TrainConfig
+    recipe: Recipe
     classifier: Classifier
     tokenizer: Tokenizer
     labels: list[str]
     train: Dataset
     dev: Dataset
     device: torch.device
-    peak: float
-    start: str | None
+    max_tokens: int
+    start: str | None = None
+    teacher: Array | None = None
+    budget_s: float = math.inf
 
     @property
     def problem_type(self) -> ProblemType:
@@ -86,11 +91,6 @@ class Run:
         """The texts as token ids."""
         return self.tokenizer.encode(dataset.texts, self.max_tokens)
 
-    @property
-    def max_tokens(self) -> int:
-        """Longest row, as the settings and the encoder allow."""
-        return min(self.config.max_tokens, self.classifier.config.max_tokens)
-
 
 def train(
     config: TrainConfig,
@@ -100,6 +100,8 @@ def train(
     out: Path,
     *,
     init: Path | None = None,
+    teacher: Path | None = None,
+    budget_s: float = math.inf,
     device: torch.device,
     resume: bool = False,
     strict: bool = False,
@@ -108,15 +110,16 @@ def train(
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
 
-    Without a dev set, a tenth of the training texts is held out by hash. `resume` continues from
-    `out`.checkpoint and gives what the uninterrupted run would have given. on_step hears each step done.
-    With `strict`, data with a serious finding is refused (training/health.py).
+    Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
+    whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
+    from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
+    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done.
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
     parts = parts_of(train_set, dev_set, test_set)
-    health = check(parts, config.max_tokens)
+    health = check(parts, config.max_tokens or LONGEST)
     print(health.table(), file=sys.stderr)
     if strict:
         health.refuse()
@@ -124,10 +127,23 @@ def train(
     labels = train_set.label_names
 
     torch.manual_seed(config.seed)
-    classifier, tokenizer = build(config, train_set, len(labels), init)
-    peak = config.lr or (1e-4 if init else 5e-4)
-    start = content_hash(init) if init else None
-    run = Run(config, classifier.to(device), tokenizer, labels, train_set, parts["dev"], device, peak, start)
+    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
+    if config.token_dropout and tokenizer.mask_id is None:
+        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
+    run = Run(
+        config,
+        choose_recipe(config, len(train_set.examples), len(labels), from_scratch=init is None),
+        classifier.to(device),
+        tokenizer,
+        labels,
+        train_set,
+        parts["dev"],
+        device,
+        max_tokens,
+        start=content_hash(init) if init else None,
+        teacher=teacher_logits(teacher, train_set, labels, device) if teacher else None,
+        budget_s=budget_s,
+    )
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
@@ -136,8 +152,9 @@ def train(
     made_by = {
         "heed": importlib.metadata.version("heed"),
         "command": command,
-        "init": {"folder": init.resolve().name, "version": start} if init else None,
-        "config": dataclasses.asdict(config),
+        "init": {"folder": init.resolve().name, "version": run.start} if init else None,
+        "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
+        "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
         "seconds": round(time.monotonic() - started),
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples)}
@@ -168,15 +185,15 @@ def parts_of(train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | No
 
 def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, float]]:
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
-    config, model = run.config, run.classifier
+    config, recipe, model = run.config, run.recipe, run.classifier
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
-    truth = torch.from_numpy(targets(run.train, run.labels)).to(run.device)
+    aim = Aim(run)
     lengths = [len(row.ids) for row in rows]
     plans = [
         epoch_batches(
-            lengths, batch_rows=config.batch_rows, batch_tokens=config.batch_tokens, seed=config.seed, epoch=e
+            lengths, batch_rows=recipe.batch_rows, batch_tokens=config.batch_tokens, seed=config.seed, epoch=e
         )
-        for e in range(config.epochs)
+        for e in range(recipe.epochs)
     ]
     total_steps = sum(map(len, plans))
     optimizer = make_optimizer(model, config)
@@ -185,25 +202,32 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     if resume:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
 
+    started = time.monotonic() - at.seconds
     saved_at = epoch_start = time.monotonic()
-    while at.epoch < config.epochs and at.epoch - at.best_epoch <= config.patience:
+    share = share_of(run, at, total_steps)
+    while at.epoch < recipe.epochs and at.epoch - at.best_epoch <= config.patience and share < 1:
         plan = plans[at.epoch]
         model.train()
-        for indices in _bar(plan, at, config.epochs):
+        for indices in _bar(plan, at, recipe.epochs):
             batch = make_batch([rows[i] for i in indices], "padded", model.config.pad_id, model.config.first_position)
+            mask_tokens(batch, config.token_dropout, run.tokenizer)
             with run.autocast():
                 logits = model(batch.to(run.device))
-            loss = loss_of(logits, truth[indices], config.label_smoothing)
+            loss = aim.loss(logits, indices)
             loss_value = loss.item()
             if not math.isfinite(loss_value):
-                raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {run.peak}")
+                raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {recipe.lr}")
             loss.backward()
             clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            set_lr(optimizer, run.peak * lr_scale(at.step, total_steps, config.warmup))
+            set_lr(optimizer, recipe.lr * lr_scale(share, config.warmup, config.decay))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             at.after_step(loss_value, sum(lengths[i] for i in indices))
             on_step(at.step)
+            at.seconds = time.monotonic() - started
+            share = share_of(run, at, total_steps)
+            if share >= 1:
+                break
             if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
                 saved_at = time.monotonic()
@@ -213,7 +237,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         dev_score, dev_loss = dev_figures(run, logits_dev)
         if dev_score > at.best_score:
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        at.after_epoch(len(plan), dev_score, dev_loss, time.monotonic() - epoch_start)
+        at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
         print(epoch_line(at), file=sys.stderr)
         save_checkpoint(checkpoint, model, best, optimizer, at, identity)
@@ -221,6 +245,11 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     if best is not None:
         model.load_state_dict(best)
     return at.history
+
+
+def share_of(run: Run, at: Progress, total_steps: int) -> float:
+    """Share of the run that is over in the middle of the next step, by its steps or its budget."""
+    return max((at.step + 0.5) / total_steps, at.seconds / run.budget_s)
 
 
 def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any]:
@@ -231,7 +260,8 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any
         return hashlib.sha256(content).hexdigest()
 
     return {
-        "config": dataclasses.asdict(run.config),
+        "config": dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe) | {"max_tokens": run.max_tokens},
+        "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "training data": digest(rows, run.train),
@@ -240,36 +270,49 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row]) -> dict[str, Any
     }
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+def make_optimizer(model: Classifier, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
+
+    Each group's `scale` is what layer_decay makes of the rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        decay = config.weight_decay if p.dim() > 1 else 0.0
+        groups.setdefault((decay, config.layer_decay ** layers_above(name, len(model.encoder.blocks))), []).append(p)
+    return torch.optim.AdamW(
+        [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()],
+        lr=0.0,
+        fused=True,
+    )
+
+
+def layers_above(name: str, blocks: int) -> int:
+    """Layers of the network above a parameter: none above the head, the blocks and one more above the embeddings."""
+    if name.startswith("encoder.blocks."):
+        return blocks - int(name.split(".")[2])
+    return blocks + 1 if name.startswith("encoder.embeddings.") else 0
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same rate for all groups."""
+    """The rate of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
 
 
-def lr_scale(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate at a step counted from 0: a line up, then a line down to 0."""
-    rising = warmup * total
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return (total - step) / max(total - rising, 1)
+def lr_scale(share: float, warmup: float, decay: Literal["linear", "cosine"] = "linear") -> float:
+    """Share of the peak rate when a share of the run is over: a line up, then a line or a half cosine down to 0."""
+    if share < warmup:
+        return share / warmup
+    left = (1 - share) / (1 - warmup)
+    return left if decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
-def loss_of(logits: Tensor, truth: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy over class ids (B,), or a binary one per label over an indicator (B, C)."""
-    if truth.dim() == 2:
-        return F.binary_cross_entropy_with_logits(logits, truth)
-    return F.cross_entropy(logits, truth, label_smoothing=smoothing)
+def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
+    """Put [MASK] in the place of so many of a batch's words (Iyyer et al. 2015, section 4.2, "word dropout")."""
+    if share and tokenizer.mask_id is not None:
+        is_chosen = torch.rand(batch.ids.shape) < share
+        is_special = torch.isin(batch.ids, torch.tensor(tokenizer.special_ids))
+        batch.tokens[0] = batch.ids.masked_fill(is_chosen & ~is_special, tokenizer.mask_id)
 
 
 def dev_figures(run: Run, logits: Array) -> tuple[float, float]:

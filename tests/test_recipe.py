@@ -1,0 +1,130 @@
+"""What a run follows where its settings say nothing, and what else its loss may be made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from samples import TINY, rows
+
+from model.batch import make_batch
+from model.bundle import load_bundle
+from model.forward import forward_rows
+from training.build import TrainConfig
+from training.commands import duration
+from training.data import read_dataset
+from training.loss import balanced_weights, distillation_loss, loss_of
+from training.recipe import choose_recipe, read_length
+from training.train import layers_above, mask_tokens, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+
+
+def test_less_data_is_read_more_often_in_smaller_batches() -> None:
+    few, some, many = (choose_recipe(TrainConfig(), n, 2, from_scratch=True) for n in (500, 50_000, 5_000_000))
+    assert few.epochs > some.epochs > many.epochs == 1
+    assert few.batch_rows < some.batch_rows < many.batch_rows == 256
+    assert few.lr < some.lr < many.lr
+
+
+def test_more_labels_take_more_epochs_and_an_encoder_a_lower_rate() -> None:
+    two, many = (choose_recipe(TrainConfig(), 10_000, labels, from_scratch=True) for labels in (2, 77))
+    assert many.epochs > two.epochs
+    assert choose_recipe(TrainConfig(), 10_000, 2, from_scratch=False).lr < two.lr
+
+
+def test_a_setting_goes_before_the_recipe() -> None:
+    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002)
+    assert dataclasses.astuple(choose_recipe(config, 100, 2, from_scratch=True)) == (7, 48, 0.002)
+
+
+def test_nearly_all_texts_are_read_whole_and_the_longest_are_cut() -> None:
+    assert read_length([10] * 99 + [100]) == 64
+    assert read_length([100] * 1000) == 112
+    assert read_length([10_000] * 10) == 512
+
+
+def test_a_run_ends_within_its_budget_and_still_gives_a_bundle(
+    write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    endless = dataclasses.replace(TINY, epochs=1000, patience=1000)
+    train(endless, read_dataset(write_jsonl(rows(300))), None, None, tmp_path / "b", device=CPU, budget_s=1.0)
+    figures = json.loads((tmp_path / "b" / "report" / "metrics.json").read_text())
+    assert 1 <= len(figures["history"]) < 1000
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_a_budget_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10", "m", "-1s", "0s", "1d"])
+def test_another_budget_is_refused(text: str) -> None:
+    with pytest.raises(Exception, match=text):
+        duration(text)
+
+
+def test_a_small_network_learns_its_teachers_scores(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = read_dataset(write_jsonl(rows(400, seed=5)))
+    pupil = dataclasses.replace(TINY, layers=1, teacher_weight=1.0)
+    train(pupil, data, None, None, tmp_path / "pupil", device=CPU, teacher=bundle_folder)
+    ours, hers = load_bundle(tmp_path / "pupil"), load_bundle(bundle_folder)
+    texts = [str(row["text"]) for row in rows(100, seed=6)]
+    answers = [
+        forward_rows(bundle.classifier, bundle.tokenizer.encode(texts, 64)).argmax(1).tolist()
+        for bundle in (ours, hers)
+    ]
+    assert sum(a == b for a, b in zip(*answers, strict=True)) > 90
+    assert json.loads((tmp_path / "pupil" / "heed.json").read_text())["made_by"]["teacher"]["version"] == hers.version
+
+
+def test_a_teacher_that_does_not_know_a_label_is_refused(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    strange = [row | {"label": "strange"} for row in rows(20)]
+    data = read_dataset(write_jsonl(rows(100) + strange))
+    with pytest.raises(ValueError, match="the teacher does not know a label of the training data: strange"):
+        train(TINY, data, data, None, tmp_path / "b", device=CPU, teacher=bundle_folder)
+
+
+def test_a_pupil_that_says_what_its_teacher_says_has_nothing_to_learn() -> None:
+    logits = torch.randn(8, 3)
+    assert distillation_loss(logits, logits, 2.0, is_multi=False).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits, -logits, 2.0, is_multi=False).item() > 0.1
+
+
+def test_balanced_labels_count_alike() -> None:
+    truth = torch.tensor([0] * 90 + [1] * 10)
+    weights = balanced_weights(truth, 2)
+    logits = torch.zeros(100, 2)
+    one_label = [loss_of(logits[truth == i], truth[truth == i]) * weights[i] * (truth == i).sum() for i in (0, 1)]
+    assert one_label[0].item() == pytest.approx(one_label[1].item())
+    assert weights.mul(torch.bincount(truth)).sum().item() == pytest.approx(len(truth))
+    indicator = torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 0.0]] * 30)
+    assert balanced_weights(indicator, 2).tolist() == [3.0, 40.0]
+
+
+def test_layers_nearer_to_the_text_learn_more_slowly() -> None:
+    names = ["encoder.embeddings.tokens.weight", "encoder.blocks.0.x", "encoder.blocks.3.x", "head.out.weight"]
+    assert [layers_above(name, 4) for name in names] == [5, 4, 1, 0]
+
+
+def test_words_are_hidden_and_what_frames_them_is_not(bundle_folder: Path) -> None:
+    tokenizer = load_bundle(bundle_folder).tokenizer
+    row = tokenizer.encode(["the film was good " * 20], 128)[0]
+    batch = make_batch([row], "padded")
+    mask_tokens(batch, 0.5, tokenizer)
+    hidden = [i for i, (now, before) in enumerate(zip(batch.ids.tolist(), row.ids, strict=True)) if now != before]
+    assert 20 < len(hidden) < 60
+    assert {int(batch.ids[i]) for i in hidden} == {tokenizer.mask_id}
+    assert 0 not in hidden
+    assert row.tokens - 1 not in hidden

@@ -1,0 +1,76 @@
+"""What the loop's logits are held against: the labels, weighed where that is asked, and a teacher's scores.
+
+Letters: N training rows, B rows of a batch, C labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from training.data import targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from training.train import Run
+
+
+class Aim:
+    """The truth of a run's training rows."""
+
+    def __init__(self, run: Run) -> None:
+        self._config = run.config
+        self._truth = torch.from_numpy(targets(run.train, run.labels)).to(run.device)  # (N,) or (N, C)
+        self._teacher = None if run.teacher is None else torch.from_numpy(run.teacher).to(run.device)  # (N, C)
+        self._weights = None
+        if run.config.class_weights == "balanced":
+            self._weights = balanced_weights(self._truth, len(run.labels))
+
+    def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
+        """The loss of a batch's logits (B, C); indices (B,) are its training rows."""
+        config = self._config
+        loss = loss_of(logits, self._truth[indices], config.label_smoothing, self._weights)
+        if self._teacher is None:
+            return loss
+        hers = distillation_loss(logits, self._teacher[indices], config.teacher_temperature, is_multi=self._is_multi)
+        return (1 - config.teacher_weight) * loss + config.teacher_weight * hers
+
+    @property
+    def _is_multi(self) -> bool:
+        return self._truth.dim() == 2
+
+
+def loss_of(logits: Tensor, truth: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy over class ids (B,), or a binary one per label over an indicator (B, C); weights (C,)."""
+    if truth.dim() == 2:
+        return F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weights)
+    return F.cross_entropy(logits, truth, weights, label_smoothing=smoothing)
+
+
+def balanced_weights(truth: Tensor, num_labels: int) -> Tensor:
+    """Weights (C,) with which every label counts alike, as scikit-learn's "balanced": rows / (labels * its rows).
+
+    Multi-label: what a text with the label counts for each without it.
+    """
+    if truth.dim() == 2:
+        having = truth.sum(dim=0)
+        return (len(truth) - having) / having.clamp(min=1)
+    counts = torch.bincount(truth, minlength=num_labels).clamp(min=1)
+    return len(truth) / (num_labels * counts.float())
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float, *, is_multi: bool) -> Tensor:
+    """How far the scores of logits (B, C) are from the teacher's, both at a temperature, whose square it is scaled by.
+
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2.
+    """
+    ours, theirs = logits / temperature, teacher / temperature
+    if is_multi:
+        return F.binary_cross_entropy_with_logits(ours, theirs.sigmoid()) * temperature**2
+    ours, theirs = F.log_softmax(ours, dim=1), F.log_softmax(theirs, dim=1)
+    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
