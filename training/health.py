@@ -158,7 +158,7 @@ def doubtful_labels(train: Dataset, keys: Keys) -> Iterator[Finding]:
     if found is None or not found.rows:
         return
     part = "" if found.rows_read == len(once) else f" among {found.rows_read:,} rows read"
-    in_all = "" if found.estimate is None else f", perhaps {found.estimate:,} wrong in all"
+    in_all = "" if found.estimate is None else f", perhaps up to {found.estimate:,} wrong in all"
     yield Finding(
         "label noise",
         f"{len(found.rows):,} labels{part} doubted by a linear model that is {found.accuracy:.0%} right{in_all} "

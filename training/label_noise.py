@@ -16,6 +16,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import StratifiedKFold
 
 from training.duplicates import normal
+from training.linear import UNSPACED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
 FOLDS = 3
 MIN_ROWS = 200  # below, what a linear model believes says nothing about a label
-MIN_ACCURACY = 0.7  # below, no estimate: the model is wrong more often than the labels are, and
+MIN_ACCURACY = 0.85  # below, no estimate: a weak model errs more often than the labels do, and
 STRONG = 0.5  # only rows that it contradicts by this margin are suspected
 MAX_ROWS, MAX_CHARACTERS, MAX_CELLS = 100_000, 20_000_000, 3_000_000  # read, of larger data; cells: rows * labels
-ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each character is taken for a word
+ALONE = UNSPACED.pattern[1:-1]  # each character is taken for a word
 WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+|[^\w\s]")
 
 
@@ -38,7 +39,7 @@ class Suspects:
     """Suspected rows with the label that the model would give and its margin over the given one, worst first."""
 
     rows: list[tuple[int, str, float]]
-    estimate: int | None  # wrong labels among the rows read; None: the model is too weak to say
+    estimate: int | None  # wrong labels among the rows read, rather too many; None: the model is too weak to say
     accuracy: float  # of the linear model, out of sample
     rows_read: int
 
