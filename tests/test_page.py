@@ -113,6 +113,16 @@ def test_a_text_is_answered_while_it_is_typed(visit: Open, url: str) -> None:
     expect(page.locator("#answer")).to_be_hidden()
 
 
+def test_the_page_says_where_the_model_abstains(visit: Open, abstaining_folder: Path, bundle_folder: Path) -> None:
+    with served({"shy": abstaining_folder, "mood": bundle_folder}) as url:
+        page = visit(url)
+        page.keyboard.type("the film was a dull story of two people")
+        expect(page.locator("#abstained")).to_be_visible()
+        expect(page.locator("#status")).to_contain_text("Abstained")
+        page.select_option("#model", "mood")
+        expect(page.locator("#abstained")).to_be_hidden()
+
+
 def test_the_first_answer_appears_within_100_ms_of_the_key_press(visit: Open) -> None:
     page = visit()
     page.evaluate("""() => {

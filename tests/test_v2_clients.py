@@ -65,6 +65,7 @@ def test_tritons_client_gets_what_it_asks_for(triton: dict[str, Any]) -> None:
         "probabilities": [2, 2],
         "logits": [2, 2],
         "label_set": [2, 2],
+        "abstained": [2],
     }
     assert answer["label_set"] == [False, True, True, False]
     best = [one.split(":")[1:] for one in triton["infer, classification"]["probabilities"]]

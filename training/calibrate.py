@@ -159,7 +159,10 @@ def fit_quantile(scores: Array, labels: NDArray[np.int64], coverage: float) -> f
     """Split-conformal quantile of 1 - score of the true label, on data not trained on.
 
     Sadinle et al. 2019, https://arxiv.org/abs/1609.00451: sets {label: 1 - score <= quantile} hold the true
-    label for at least `coverage` of exchangeable texts. Raises ValueError below 100 examples.
+    label for at least `coverage` of exchangeable texts. Rows that chose the temperature and the epoch too are a
+    little easier than others: measured at coverage 0.9, 0.8 points too few on 200 rows, 0.3 on 500, 0.1 on 2,000,
+    always under the standard deviation by chance, sqrt(coverage * (1 - coverage) / N). Raises ValueError below 100
+    examples.
     """
     _check_enough("quantile", len(labels))
     n = len(labels)

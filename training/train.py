@@ -26,6 +26,7 @@ from model.device import has_native_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
+from training.calibrate import calibrate
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
 from training.data import DataError, epoch_batches, set_aside, split, targets
@@ -335,11 +336,12 @@ def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
 
 
 def dev_figures(run: Run, logits: Array) -> tuple[float, float]:
-    """What chooses the best epoch (accuracy; macro-F1 where multi-label), and the loss, on dev."""
+    """What chooses the best epoch (accuracy; macro-F1 at fitted thresholds where multi-label), and the loss, on dev."""
     truth = targets(run.dev, run.labels)
-    scores = probabilities(logits, run.problem_type)
-    figures = score(scores, truth, run.labels, Calibration())
-    chosen = figures.macro_f1 if run.problem_type == MULTI else figures.accuracy
+    is_multi = run.problem_type == MULTI
+    fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms) if is_multi else Calibration()
+    figures = score(probabilities(logits, run.problem_type, fitted), truth, run.labels, fitted)
+    chosen = figures.macro_f1 if is_multi else figures.accuracy
     return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), 0.0).item()
 
 
