@@ -92,7 +92,8 @@ def build(config: TrainConfig, train_set: Dataset, num_labels: int, init: Path |
     if init is None:
         shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
-        return Classifier(_from_scratch(config, shape, tokenizer.vocab_size), num_labels), tokenizer
+        encoder = from_scratch(shape, tokenizer.vocab_size, config.max_tokens, config.dropout)
+        return Classifier(encoder, num_labels), tokenizer
     given = [name for name in SCRATCH_ONLY if getattr(config, name) is not None]
     if given:
         raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
@@ -105,10 +106,11 @@ def build(config: TrainConfig, train_set: Dataset, num_labels: int, init: Path |
     return classifier, tokenizer
 
 
-def _from_scratch(config: TrainConfig, shape: dict[str, Any], vocab_size: int) -> EncoderConfig:
+def from_scratch(shape: dict[str, Any], vocab_size: int, max_tokens: int, dropout: float) -> EncoderConfig:
+    """An encoder of the family and the sizes in `shape`, which has the names of SCRATCH."""
     family = modernbert_defaults(shape["layers"]) if shape["family"] == "modernbert" else {}
     sizes = {name: shape[name] for name in ("layers", "width", "heads", "feed_forward")}
-    rest = {"vocab_size": vocab_size, "max_tokens": config.max_tokens, "dropout": config.dropout, "pad_id": PAD_ID}
+    rest = {"vocab_size": vocab_size, "max_tokens": max_tokens, "dropout": dropout, "pad_id": PAD_ID}
     return EncoderConfig(**(family | sizes | rest))
 
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +24,10 @@ from training.train import train
 
 if TYPE_CHECKING:
     import argparse
+
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +59,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_command(args: argparse.Namespace) -> int:
     """Train a classifier and write its bundle."""
-    config = read_config(args.config, args.set)
+    config = read_config(args.config, args.set, TrainConfig)
     train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
     assert train_set is not None
     manifest, evaluations = train(
@@ -113,8 +117,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
-    """Settings from a YAML file, then `key=value` pairs over them.
+def read_config(file: Path | None, assignments: list[str], kind: type[T]) -> T:
+    """Settings of a kind, a dataclass: from a YAML file, then `key=value` pairs over them.
 
     Raises ValueError naming the setting and what it may be.
     """
@@ -132,12 +136,12 @@ def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
         if not equals:
             raise ValueError(f"--set wants key=value: {assignment}")
         settings[key] = yaml.safe_load(value)
-    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    known = [f.name for f in dataclasses.fields(kind)]
     for key in settings:
         if key not in known:
             raise ValueError(f"no setting is named {key}, there are: {', '.join(known)}")
     try:
-        return TypeAdapter(TrainConfig).validate_python(settings)
+        return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
