@@ -36,7 +36,7 @@ COMMANDS = {
     "pretrain": Command(
         "training.pretrain_command",
         "learn an encoder from unlabelled text",
-        "heed pretrain --text wiki.jsonl.gz reviews.csv --out encoders/en --budget 30m  (then train --init encoders/en)",
+        "heed pretrain --text wiki.jsonl.gz reviews.csv --out encoders/en --budget 30m  (an --init of train)",
     ),
     "evaluate": Command(
         "training.commands",

@@ -25,9 +25,9 @@ from training.train import train
 if TYPE_CHECKING:
     import argparse
 
-    from _typeshed import DataclassInstance
+    from training.pretrain import PretrainConfig
 
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T", "TrainConfig", "PretrainConfig")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
 
 def read_config(file: Path | None, assignments: list[str], kind: type[T]) -> T:
-    """Settings of a kind, a dataclass: from a YAML file, then `key=value` pairs over them.
+    """Settings of a kind, from a YAML file, then `key=value` pairs over them.
 
     Raises ValueError naming the setting and what it may be.
     """

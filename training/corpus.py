@@ -12,6 +12,7 @@ import hashlib
 import tempfile
 import time
 from array import array
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ class Writer:
     """Rows on their way to disk."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the rows
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
         self._digest = hashlib.sha256()
         self._lengths = array("q")
 
@@ -148,12 +149,16 @@ class Writer:
         self._digest.update(content)
         self._lengths.append(len(row))
 
-    def close(self) -> Rows:
-        """The rows that were written, to be read."""
+    def rows(self) -> Rows:
+        """The rows that were written, to be read; they outlive the writer."""
         self._file.flush()
         tokens = np.memmap(self._file, np.uint32, "r") if self._lengths else np.zeros(0, np.uint32)
         starts = np.cumsum([0, *self._lengths], dtype=np.int64)
         return Rows(tokens, starts, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """No more is written."""
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -171,18 +176,18 @@ def encode_corpus(source: TextFiles, tokenizer: Tokenizer, max_tokens: int, fold
 
     Raises DataError where there is nothing to train on, or nothing to hold out.
     """
-    train, held_out = Writer(folder), Writer(folder)
     texts = source.texts()
     cut = Cutter(tokenizer, max_tokens)
-    count, chunk = 0, up_to(CHUNK_CHARS, texts)
-    while chunk and (time.monotonic() < until or not count):
-        count += len(chunk)
-        for text, (ids, words) in zip(chunk, tokenizer.words(chunk), strict=True):
-            writer = held_out if is_dev(text, HELD_OUT_SHARE) else train
-            for row in cut(ids, words):
-                writer.add(row)
-        chunk = up_to(CHUNK_CHARS, texts)
-    corpus = Corpus(train.close(), held_out.close(), count, is_whole=not chunk)
+    with closing(Writer(folder)) as train, closing(Writer(folder)) as held_out:
+        count, chunk = 0, up_to(CHUNK_CHARS, texts)
+        while chunk and (time.monotonic() < until or not count):
+            count += len(chunk)
+            for text, (ids, words) in zip(chunk, tokenizer.words(chunk), strict=True):
+                writer = held_out if is_dev(text, HELD_OUT_SHARE) else train
+                for row in cut(ids, words):
+                    writer.add(row)
+            chunk = up_to(CHUNK_CHARS, texts)
+        corpus = Corpus(train.rows(), held_out.rows(), count, is_whole=not chunk)
     if not len(corpus.train.starts) > 1 or not len(corpus.held_out.starts) > 1:
         names = ", ".join(map(str, source.files))
         raise DataError(f"{names}: too few texts to train on some and hold {HELD_OUT_SHARE:.0%} out: {count}")

@@ -64,7 +64,7 @@ def card(name: str, run: Run, history: Sequence[dict[str, float]], made_by: dict
             "",
             f"An encoder of the {config.family} family, {origin} by Heed {made_by['heed']} with masked language",
             f"modelling: {config.layers} layers, {config.width} wide, a vocabulary of {config.vocab_size:,} tokens,",
-            f"texts of up to {config.max_tokens} tokens. It is what `heed train --init` starts from, and no classifier.",
+            f"texts of up to {config.max_tokens} tokens. It is an `--init` of `heed train`, and no classifier.",
             "",
             "## Figures",
             f"Whole words are hidden, {run.config.mask_share:.0%} of them. Dev is a sample of the fiftieth of the",
