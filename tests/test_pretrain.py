@@ -28,7 +28,8 @@ from training.build import TrainConfig, build
 from training.corpus import GOES_ON, ID, SPECIAL, TextFiles, encode_corpus
 from training.data import DataError, read_dataset
 from training.masking import choose_words, epoch_plan
-from training.pretrain import PretrainConfig, pretrain, rate
+from training.pretrain import pretrain, rate
+from training.pretrain_build import PretrainConfig
 from training.pretrain_command import seconds_of
 from training.tokenizer import learn_tokenizer
 

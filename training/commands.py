@@ -25,7 +25,7 @@ from training.train import train
 if TYPE_CHECKING:
     import argparse
 
-    from training.pretrain import PretrainConfig
+    from training.pretrain_build import PretrainConfig
 
 T = TypeVar("T", "TrainConfig", "PretrainConfig")
 

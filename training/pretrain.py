@@ -1,7 +1,8 @@
 """Unlabelled text -> encoder, by masked language modelling: pretrain() sets up, fit() is the loop.
 
-Words are hidden and guessed from what is around them; there is no next-sentence task. Before it: corpus.py (rows on
-disk) and masking.py (batches). After it: a folder that `heed train --init` starts from and transformers opens.
+Words are hidden and guessed from what is around them; there is no next-sentence task. Before it: pretrain_build.py
+(settings, network, tokenizer), corpus.py (rows on disk) and masking.py (batches). After it: a folder that `heed train
+--init` starts from and transformers opens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +24,14 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from model.batch import choose_layout
-from model.bundle import content_hash, load_encoder, save_encoder
-from model.convert import load_weights
+from model.bundle import content_hash, save_encoder
 from model.device import has_native_bf16
-from model.masked import MaskedLM
-from training.build import MIN_TOKENS, SCRATCH, SCRATCH_ONLY, from_scratch
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.corpus import encode_corpus, up_to
+from training.corpus import encode_corpus
 from training.data import file_hash
 from training.masking import epoch_plan, mask_rows
+from training.pretrain_build import build
 from training.pretrain_report import card, evaluation_line, run_line
-from training.tokenizer import learn_tokenizer
 from training.train import set_lr
 
 if TYPE_CHECKING:
@@ -44,63 +42,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.batch import Layout
+    from model.masked import MaskedLM
     from model.tokens import Tokenizer
     from training.corpus import Corpus, Rows, TextFiles
     from training.masking import Masked
+    from training.pretrain_build import PretrainConfig
 
 CHECKPOINT_EVERY_S = 60.0
-TOKENIZER_CHARS = 10_000_000  # of the texts, from which a tokenizer is learned: seconds, and a vocabulary has settled
 HELD_OUT_TOKENS = 32_768  # an evaluation reads: some 10,000 hidden ones, so accuracy is known to half a point
 READ_TOKENS, MOST_EPOCHS = 20_000_000, 40  # what a run reads where neither epochs nor a budget is given
 READING_SHARE = 0.1  # of a budget, to encode texts in; what is unread then stays so
 FINISH_S = 1.0  # of a budget, for writing the encoder
 BETAS = (0.9, 0.98)  # RoBERTa, https://arxiv.org/abs/1907.11692, section 3.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Everything that a run is made of besides its texts. None: see training/build.py, or the encoder of --init."""
-
-    family: Literal["bert", "modernbert"] | None = None
-    tokenizer: Literal["wordpiece", "bpe"] | None = None
-    vocab_size: int | None = None
-    layers: int | None = None  # with --init, keep the first so many
-    width: int | None = None
-    heads: int | None = None
-    feed_forward: int | None = None
-    max_tokens: int = 256  # of a row; a longer text is cut into several
-    mask_share: float = 0.3  # of the words
-    epochs: int | None = None  # None: as many as read 20 million tokens, from 1 to 40; with --budget until it is over
-    batch_tokens: int = 8192
-    lr: float | None = None  # peak; from scratch 1e-3, with --init 2e-4
-    warmup: float = 0.05  # share of the run over which the rate rises; then it falls to 0 in a line
-    weight_decay: float = 0.01  # not on biases and norms
-    dropout: float = (
-        0.0  # a run reads each text few times (Geiping and Goldstein 2022, https://arxiv.org/abs/2212.14034)
-    )
-    max_grad_norm: float = 1.0
-    evaluations: int = 10  # on held-out texts, evenly over the run
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
-    weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in (*SCRATCH, "epochs", "batch_tokens", "lr", "evaluations"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not 0 < value < math.inf:
-                raise ValueError(f"{name} is not a positive number: {value}")
-        for name in ("dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
-        if not 0 < self.mask_share < 1:
-            raise ValueError(f"mask_share is not between 0 and 1: {self.mask_share}")
-        if self.max_tokens < MIN_TOKENS:
-            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.max_tokens}")
-        if self.batch_tokens < self.max_tokens:
-            raise ValueError(f"batch_tokens does not hold one row of max_tokens={self.max_tokens}: {self.batch_tokens}")
 
 
 @dataclass(frozen=True)
@@ -154,14 +107,15 @@ class Run:
 class Clock:
     """How much of a run is done: of the tokens to read, or of the seconds that it may take.
 
-    begun is the time.monotonic() at which it would have begun, had it not been interrupted. reserve_s is kept for
-    the last evaluation and for writing.
+    begun is the time.monotonic() at which it would have begun, had it not been interrupted. evaluation_s is what
+    the last evaluation took, and evaluated when it was over.
     """
 
     begun: float
     tokens: int
     seconds: float | None
-    reserve_s: float = FINISH_S
+    evaluation_s: float = 0.0
+    evaluated: float = 0.0
 
     @property
     def elapsed(self) -> float:
@@ -169,10 +123,15 @@ class Clock:
         return time.monotonic() - self.begun
 
     def done(self, tokens: int) -> float:
-        """0 to 1, and beyond."""
+        """0 to 1, and beyond. Of the seconds some are kept for the last evaluation, and for writing."""
         if self.seconds is None:
             return tokens / self.tokens
-        return self.elapsed / max(self.seconds - self.reserve_s, 1e-3)
+        return self.elapsed / max(self.seconds - 2 * self.evaluation_s - FINISH_S, 1e-3)
+
+    @property
+    def may_evaluate(self) -> bool:
+        """Whether there is time for it: of a budget, evaluations take no more than a tenth."""
+        return self.seconds is None or self.elapsed - self.evaluated >= 9 * self.evaluation_s
 
 
 def pretrain(
@@ -228,27 +187,6 @@ def pretrain(
     return {"version": version, **history[-1]}
 
 
-def build(config: PretrainConfig, texts: TextFiles, init: Path | None) -> tuple[MaskedLM, Tokenizer]:
-    """The network and its tokenizer, from scratch or from the encoder in `init`.
-
-    Raises ValueError for a setting that the encoder in `init` decides, and for a tokenizer without a mask token;
-    BundleError where it cannot be read.
-    """
-    if init is None:
-        shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
-        tokenizer = learn_tokenizer(up_to(TOKENIZER_CHARS, texts.texts()), shape["tokenizer"], shape["vocab_size"])
-        return MaskedLM(from_scratch(shape, tokenizer.vocab_size, config.max_tokens, config.dropout)), tokenizer
-    given = [name for name in (*SCRATCH_ONLY, "vocab_size") if getattr(config, name) is not None]
-    if given:
-        raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
-    encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    if "mask" not in tokenizer.special_tokens:
-        raise ValueError(f"the tokenizer of --init has no mask token, so no word can be hidden: {init}")
-    model = MaskedLM(dataclasses.replace(encoder, dropout=config.dropout))
-    load_weights(model, weights, bare=True)
-    return model, tokenizer
-
-
 def fit(
     run: Run, checkpoint: Path, *, seconds: float | None, resume: bool, on_step: Callable[[int], object]
 ) -> list[dict[str, float]]:
@@ -286,7 +224,7 @@ def fit(
 
             at.seconds, done = clock.elapsed, clock.done(tokens_read(at))
             bar.update(min(done, 1) - bar.n)
-            is_due = done >= 1 or int(done * config.evaluations) > len(at.history)
+            is_due = done >= 1 or (int(done * config.evaluations) > len(at.history) and clock.may_evaluate)
             if is_due:
                 evaluate(run, at, clock)
                 bar.write(evaluation_line(at.history), file=sys.stderr)
@@ -349,7 +287,7 @@ def evaluate(run: Run, at: Progress, clock: Clock) -> None:
             "seconds": clock.elapsed,
         }
     )
-    clock.reserve_s = FINISH_S + 2 * (clock.elapsed - trained_s)
+    clock.evaluated, clock.evaluation_s = clock.elapsed, clock.elapsed - trained_s
     at.seconds, at.loss_sum, at.tokens = clock.elapsed, 0.0, 0
 
 

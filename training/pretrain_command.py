@@ -15,7 +15,8 @@ from model.location import local_folder, parse_location
 from training.build import SCRATCH
 from training.commands import read_config
 from training.corpus import TextFiles
-from training.pretrain import PretrainConfig, pretrain
+from training.pretrain import pretrain
+from training.pretrain_build import PretrainConfig
 from training.pretrain_report import result_text
 
 if TYPE_CHECKING:
