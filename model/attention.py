@@ -227,10 +227,13 @@ class SelfAttention(nn.Module):
     def _parts(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """A segment at a time: (T, H, K) -> (T, D)."""
         positions = self._positions(view.relative)
+        beyond = len(q) - view.segments[-1].span.stop
+        sizes = [*(segment.rows * segment.length for segment in view.segments), beyond]
+        *of_segments, _ = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)  # gradients of slices cost far more
         parts = []
-        for segment, mask in zip(view.segments, view.masks, strict=True):
+        for segment, mask, qkv in zip(view.segments, view.masks, of_segments, strict=True):
             shape = (segment.rows, segment.length, self.heads, self.head_width)
-            qs, ks, vs = (x[segment.span].view(shape).transpose(1, 2) for x in (q, k, v))  # (rows, H, L, K)
+            qs, ks, vs = (x.view(shape).transpose(1, 2) for x in qkv)  # (rows, H, L, K)
             if mask is not None and is_banded(segment.length, view.reach):
                 assert view.reach is not None
                 y = banded(qs, ks, vs, mask, view.reach, self.scale)
@@ -238,7 +241,7 @@ class SelfAttention(nn.Module):
                 seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
                 y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
             parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
-        if beyond := len(q) - view.segments[-1].span.stop:
+        if beyond:
             parts.append(q.new_zeros(beyond, self.heads * self.head_width))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

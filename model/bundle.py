@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.convert import dump_weights, load_weights, read_config, write_config
-from model.disk import sync, write
+from model.disk import new_folder, sync, write
 from model.encoder import Classifier
+from model.families import FAMILIES
 from model.family import UnsupportedCheckpoint
 from model.folder import (
     check_task,
@@ -45,7 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from model.convert import Network
     from model.encoder import EncoderConfig
+    from model.masked import MaskedLM
     from model.tokens import Tokenizer
 
 HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
@@ -121,34 +122,28 @@ def save_bundle(
     manifest are filled in from what was written, and the complete manifest is returned. `files` are added
     by relative path. Raises FileExistsError if `folder` exists: a bundle is immutable.
     """
-    if folder.exists():
-        raise FileExistsError(f"a bundle is never overwritten, remove it or choose another --out: {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        config = write_config(classifier.config) | _label_fields(manifest) | _special_ids(tokenizer)
-        write(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(classifier).items()}
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
-        sync(partial / "model.safetensors")
-        write(partial / "tokenizer.json", tokenizer.to_json())
-        has_types = classifier.config.token_types > 1 and tokenizer.has_types
-        described = tokenizer_config(tokenizer, manifest.max_tokens, has_types=has_types)
-        write(partial / "tokenizer_config.json", described)
-        for name, text in (files or {}).items():
-            write(partial / name, text)
+    with new_folder(folder) as partial:
+        described = _label_fields(manifest)
+        _write_checkpoint(partial, classifier, tokenizer, manifest.max_tokens, weights, described, files)
         manifest = dataclasses.replace(
             manifest, version=content_hash(partial), probes=_probes(partial, tokenizer, manifest.max_tokens)
         )
         write(partial / "heed.json", manifest.to_json())
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def save_encoder(
+    folder: Path, model: MaskedLM, tokenizer: Tokenizer, *, weights: str = "fp32", files: Mapping[str, str]
+) -> str:
+    """Write a pretrained encoder with the head of its language model, as save_bundle writes; return its version.
+
+    It is what load_encoder reads, and what transformers opens as the family's masked language model.
+    """
+    with new_folder(folder) as partial:
+        architecture = FAMILIES[model.config.family].masked.architecture
+        described = {"architectures": [architecture], "tie_word_embeddings": True}
+        _write_checkpoint(partial, model, tokenizer, model.config.max_tokens, weights, described, files)
+        return content_hash(partial)
 
 
 def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
@@ -192,6 +187,29 @@ def load_encoder(
         return config, read_weights(folder), tokenizer
     except UnsupportedCheckpoint as error:
         raise BundleError(f"{error} ({folder})") from None
+
+
+def _write_checkpoint(
+    folder: Path,
+    network: Network,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    weights: str,
+    described: dict[str, Any],
+    files: Mapping[str, str] | None,
+) -> None:
+    """The files that transformers reads, and more of them; `described` is added to config.json."""
+    config = write_config(network.config) | described | _special_ids(tokenizer)
+    write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(network).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
+    sync(folder / "model.safetensors")
+    write(folder / "tokenizer.json", tokenizer.to_json())
+    has_types = network.config.token_types > 1 and tokenizer.has_types
+    write(folder / "tokenizer_config.json", tokenizer_config(tokenizer, max_tokens, has_types=has_types))
+    for name, text in (files or {}).items():
+        write(folder / name, text)
 
 
 def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.encoder import Classifier
+    from model.masked import MaskedLM
 
-HEAD = "head."  # the weights that a bare encoder does not have
+    Network = Classifier | MaskedLM
+
+HEADS = ("head.", "masked.")  # the weights that a bare encoder does not have
 LABEL_LAYER = "head.out."
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,18 +71,18 @@ def write_config(config: EncoderConfig) -> Fields:
     return fields
 
 
-def load_weights(classifier: Classifier, weights: Mapping[str, Tensor], *, bare: bool = False) -> None:
+def load_weights(network: Network, weights: Mapping[str, Tensor], *, bare: bool = False) -> None:
     """Copy a checkpoint's weights into ours.
 
     bare: only the encoder matters. What the checkpoint lacks of the head stays as initialised, and so does
     the label layer in any case: its labels are others.
     Raises UnsupportedCheckpoint naming a weight that is missing or has another shape.
     """
-    prefix = FAMILIES[classifier.config.family].prefix
+    prefix = FAMILIES[network.config.family].prefix
     stripped = not any(name.startswith(prefix) for name in weights)
-    for ours, tensor, theirs in _named(classifier):
+    for ours, tensor, theirs in _named(network):
         names = [name.removeprefix(prefix) if stripped else name for name in theirs]
-        if bare and (ours.startswith(LABEL_LAYER) or (ours.startswith(HEAD) and names[0] not in weights)):
+        if bare and (ours.startswith(LABEL_LAYER) or (ours.startswith(HEADS) and names[0] not in weights)):
             continue
         missing = [name for name in names if name not in weights]
         if missing:
@@ -95,19 +98,20 @@ def load_weights(classifier: Classifier, weights: Mapping[str, Tensor], *, bare:
         tensor.data.copy_(value)
 
 
-def dump_weights(classifier: Classifier) -> dict[str, Tensor]:
+def dump_weights(network: Network) -> dict[str, Tensor]:
     """Our weights under the family's names; the reverse of load_weights."""
     weights: dict[str, Tensor] = {}
-    for _, tensor, theirs in _named(classifier):
+    for _, tensor, theirs in _named(network):
         for name, part in zip(theirs, tensor.detach().chunk(len(theirs)), strict=True):
             weights[name] = part.contiguous()
     return weights
 
 
-def _named(classifier: Classifier) -> Iterator[tuple[str, Tensor, list[str]]]:
+def _named(network: Network) -> Iterator[tuple[str, Tensor, list[str]]]:
     """Each parameter of ours: its name, itself, and the family's names for its parts."""
-    names = FAMILIES[classifier.config.family].names
-    for ours, tensor in classifier.named_parameters():
+    family = FAMILIES[network.config.family]
+    names = family.names | family.masked.names
+    for ours, tensor in network.named_parameters():
         module, _, kind = ours.rpartition(".")  # kind: weight or bias
         layer = next((part for part in module.split(".") if part.isdigit()), "")
         pattern = module.replace(f".{layer}.", ".{i}.") if layer else module

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -74,7 +75,7 @@ class RelativeConfig:
 class EncoderConfig:
     """Every difference between the families; the defaults are BERT's."""
 
-    family: str = "bert"  # layout of its checkpoint (families.py); the network never reads it
+    family: str = "bert"  # layout of its checkpoint (families.py); the classifier never reads it
     vocab_size: int
     width: int = 384  # D
     layers: int = 6
@@ -313,7 +314,7 @@ class Classifier(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.head = Head(config, num_labels)
-        self.apply(self._init)
+        self.apply(partial(init_weights, config))
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> (B, C)."""
@@ -324,13 +325,14 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.encoder.contextualize(embedded, batch), batch)
         return logits
 
-    def _init(self, module: nn.Module) -> None:
-        """Normal weights cut at two deviations; pre-norm outputs shrink with depth, as in GPT-2 and ModernBERT."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Block) and module.pre:
-            for out in (module.attention.out, module.feed_forward.down):
-                with torch.no_grad():
-                    out.weight /= math.sqrt(2 * self.config.layers)
+
+def init_weights(config: EncoderConfig, module: nn.Module) -> None:
+    """Normal weights cut at two deviations; pre-norm outputs shrink with depth, as in GPT-2 and ModernBERT."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, Block) and module.pre:
+        for out in (module.attention.out, module.feed_forward.down):
+            with torch.no_grad():
+                out.weight /= math.sqrt(2 * config.layers)

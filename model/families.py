@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from model.encoder import EncoderConfig, RelativeConfig
-from model.family import ACTIVATION_NAMES, Family, Fields, Names, UnsupportedCheckpoint, activation
+from model.family import ACTIVATION_NAMES, Family, Fields, MaskedFamily, Names, UnsupportedCheckpoint, activation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,10 +50,16 @@ def _bert_names(prefix: str, dense: str, out: str, *, query: str = "attention.se
     }
 
 
+def _bert_masked(architecture: str) -> MaskedFamily:
+    head = "cls.predictions"
+    return MaskedFamily(architecture, f"{head}.transform.dense", f"{head}.transform.LayerNorm", head)
+
+
 BERT = Family(
     architecture="BertForSequenceClassification",
     prefix="bert.",
     names=_bert_names("bert.", "bert.pooler.dense", "classifier"),
+    masked=_bert_masked("BertForMaskedLM"),
     fields=BERT_FIELDS,
     required=BERT_REQUIRED,
     write=lambda config: {"attention_probs_dropout_prob": 0.0},
@@ -71,6 +77,13 @@ ELECTRA = Family(
     prefix="electra.",
     names=_bert_names("electra.", "classifier.dense", "classifier.out_proj")
     | {"encoder.embeddings.project": ("electra.embeddings_project",)},
+    masked=MaskedFamily(
+        "ElectraForMaskedLM",
+        dense="generator_predictions.dense",
+        norm="generator_predictions.LayerNorm",
+        bias="generator_lm_head",
+        activation="gelu",
+    ),
     fields=BERT_FIELDS,
     defaults={"head_activation": "gelu"},
     required=BERT_REQUIRED,
@@ -100,6 +113,7 @@ DISTILBERT = Family(
         "head.dense": ("pre_classifier",),
         "head.out": ("classifier",),
     },
+    masked=MaskedFamily("DistilBertForMaskedLM", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
     fields={
         "vocab_size": "vocab_size",
         "width": "dim",
@@ -127,6 +141,7 @@ def _roberta(name: str) -> Family:
         architecture=f"{name}ForSequenceClassification",
         prefix="roberta.",
         names=_bert_names("roberta.", "classifier.dense", "classifier.out_proj"),
+        masked=MaskedFamily(f"{name}ForMaskedLM", "lm_head.dense", "lm_head.layer_norm", "lm_head", "gelu"),
         fields=BERT_FIELDS,
         defaults={"pad_id": 1},
         required=BERT_REQUIRED,
@@ -158,6 +173,7 @@ ALBERT = Family(
         "head.dense": ("albert.pooler",),
         "head.out": ("classifier",),
     },
+    masked=MaskedFamily("AlbertForMaskedLM", "predictions.dense", "predictions.LayerNorm", "predictions"),
     fields=BERT_FIELDS | {"embedding_width": "embedding_size", "blocks": "num_hidden_groups"},
     defaults={"embedding_width": 128, "blocks": 1, "activation": "gelu_tanh", "dropout": 0.0},
     required=BERT_REQUIRED | {"inner_group_num": 1},
@@ -245,6 +261,7 @@ DEBERTA = Family(
         "encoder.convolution.conv": ("deberta.encoder.conv.conv",),
         "encoder.convolution.norm": ("deberta.encoder.conv.LayerNorm",),
     },
+    masked=_bert_masked("DebertaV2ForMaskedLM"),
     fields=BERT_FIELDS | {"head_activation": "pooler_hidden_act"},
     defaults={"token_types": 0, "norm_eps": 1e-7, "head_activation": "gelu", "project_first": True},
     read=_read_deberta,
@@ -319,6 +336,7 @@ MODERNBERT = Family(
         "head.norm": ("head.norm",),
         "head.out": ("classifier",),
     },
+    masked=MaskedFamily("ModernBertForMaskedLM", "head.dense", "head.norm", "decoder", "head_activation"),
     fields={name: BERT_FIELDS[name] for name in (*NEEDED, "pad_id")}
     | {
         "norm_eps": "norm_eps",

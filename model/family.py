@@ -40,12 +40,32 @@ class UnsupportedCheckpoint(ValueError):
     """A checkpoint that this encoder would not reproduce exactly."""
 
 
+@dataclass(frozen=True)
+class MaskedFamily:
+    """The family's masked language model: its architecture and the names of our MaskedHead's modules.
+
+    bias is the module that holds the bias of the vocabulary. activation is one of ours, or the setting that names it.
+    """
+
+    architecture: str
+    dense: str
+    norm: str
+    bias: str
+    activation: str = "activation"
+
+    @property
+    def names(self) -> Names:
+        """Our module -> theirs."""
+        return {"masked.dense": (self.dense,), "masked.norm": (self.norm,), "masked": (self.bias,)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One model_type of transformers.
 
     fields: our setting -> its name in config.json. defaults: how the family differs from EncoderConfig where
-    config.json says nothing. required: the only value of a field that we can represent. names: our module ->
+    config.json says nothing. masked: its language model, for pretraining. required: the only value of a field that
+    we can represent. names: our module ->
     theirs; {i} is a layer; several names are one matrix of ours, cut by rows. read and write: what is more
     than another name, config.json -> our settings and back.
     """
@@ -54,6 +74,7 @@ class Family:
     prefix: str  # of the encoder's weights, absent from checkpoints of a bare encoder
     names: Names
     fields: dict[str, str]
+    masked: MaskedFamily
     defaults: Fields = field(default_factory=dict)
     required: Fields = field(default_factory=dict)
     read: Callable[[Mapping[str, Any]], Fields] = lambda theirs: {}

@@ -100,6 +100,13 @@ def read_texts(file: str, text_column: str) -> Iterator[Text]:
                 raise FileError(f"{source.name}:{line}: {error}") from None
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a plain text, which may be compressed. Raises FileError where it cannot be read."""
+    packed = path.suffix if path.suffix in COMPRESSIONS else ""
+    with _named(path), path.open("rb") as raw, _unpacked(path, raw, packed) as lines:
+        yield from _decode(lines, str(path))
+
+
 def text_of(fields: dict[str, Any] | str, text_column: str) -> Text:
     """The text, or the pair, of a record. Raises ValueError with the reason where there is none."""
     if isinstance(fields, str):

@@ -178,6 +178,20 @@ class Tokenizer:
             for text, e in zip(texts, encodings, strict=True)
         ]
 
+    def words(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """All token ids of each text, without special tokens, and the number of the word that each is a part of.
+
+        Words are what the pre-tokenizer splits a text into; a special token that the text spells has no number.
+        """
+        encodings = self._raw.encode_batch(list(texts), add_special_tokens=False)  # the fast one knows no words
+        return [(e.ids, e.word_ids) for e in encodings]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens before a text and after it."""
+        whole = self._raw.encode("a")
+        of_text = [i for i, special in enumerate(whole.special_tokens_mask) if not special]
+        return whole.ids[: of_text[0]], whole.ids[of_text[-1] + 1 :]
+
     def spans(self, text: Text, max_tokens: int) -> list[Span | None]:
         """Where each token of the text's row lies in the text that was given; None for special tokens."""
         parts = (text,) if isinstance(text, str) else text

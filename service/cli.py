@@ -33,6 +33,11 @@ COMMANDS = {
         "train a classifier from labelled text",
         "heed train --train reviews.csv --out bundles/reviews --set epochs=2",
     ),
+    "pretrain": Command(
+        "training.pretrain_command",
+        "learn an encoder from unlabelled text",
+        "heed pretrain --text wiki.jsonl.gz reviews.csv --out encoders/en --budget 30m  (an --init of train)",
+    ),
     "evaluate": Command(
         "training.commands",
         "measure a bundle on labelled text",

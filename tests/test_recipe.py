@@ -14,7 +14,6 @@ from model.batch import make_batch
 from model.bundle import load_bundle
 from model.forward import forward_rows
 from training.build import TrainConfig
-from training.commands import duration
 from training.data import read_dataset
 from training.loss import balanced_weights, distillation_loss, loss_of
 from training.recipe import choose_recipe, read_length
@@ -58,17 +57,6 @@ def test_a_run_ends_within_its_budget_and_still_gives_a_bundle(
     train(endless, read_dataset(write_jsonl(rows(300))), None, None, tmp_path / "b", device=CPU, budget_s=1.0)
     figures = json.loads((tmp_path / "b" / "report" / "metrics.json").read_text())
     assert 1 <= len(figures["history"]) < 1000
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_a_budget_is_a_number_with_a_unit(text: str, seconds: float) -> None:
-    assert duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["10", "m", "-1s", "0s", "1d"])
-def test_another_budget_is_refused(text: str) -> None:
-    with pytest.raises(Exception, match=text):
-        duration(text)
 
 
 def test_a_small_network_learns_its_teachers_scores(

@@ -121,7 +121,7 @@ def build(
         shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
         max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
-        encoder = _from_scratch(config, shape, tokenizer.vocab_size, max_tokens)
+        encoder = from_scratch(shape, tokenizer.vocab_size, max_tokens, config.dropout)
         return Classifier(encoder, num_labels), tokenizer, max_tokens
     given = [name for name in SCRATCH_ONLY if getattr(config, name) is not None]
     if given:
@@ -142,10 +142,11 @@ def worth_reading(tokenizer: Tokenizer, texts: Sequence[Text]) -> int:
     return read_length([row.tokens + row.truncated for row in tokenizer.encode(some, LONGEST)])
 
 
-def _from_scratch(config: TrainConfig, shape: dict[str, Any], vocab_size: int, max_tokens: int) -> EncoderConfig:
+def from_scratch(shape: dict[str, Any], vocab_size: int, max_tokens: int, dropout: float) -> EncoderConfig:
+    """An encoder of the family and the sizes in `shape`, which has the names of SCRATCH."""
     family = modernbert_defaults(shape["layers"]) if shape["family"] == "modernbert" else {}
     sizes = {name: shape[name] for name in ("layers", "width", "heads", "feed_forward")}
-    rest = {"vocab_size": vocab_size, "max_tokens": max_tokens, "dropout": config.dropout, "pad_id": PAD_ID}
+    rest = {"vocab_size": vocab_size, "max_tokens": max_tokens, "dropout": dropout, "pad_id": PAD_ID}
     return EncoderConfig(**(family | sizes | rest))
 
 

@@ -32,7 +32,7 @@ class Progress:
     step: int = 0  # optimizer steps of the whole run
     loss_sum: float = 0.0  # over this epoch's batches
     tokens: int = 0  # of this epoch
-    seconds: float = 0.0  # in the loop so far
+    seconds: float = 0.0  # of the whole run, interruptions left out
     best_score: float = -1.0
     best_epoch: int = -1
     losses: list[float] = field(default_factory=list)  # of this epoch's batches

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -23,10 +23,17 @@ from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import answer, score_answers
 from training.health import check
+from training.pretrain_build import PretrainConfig
 from training.recipe import LONGEST
 from training.report import evaluation_text, linear_text
 from training.report_page import evaluated, make_report, report_files
 from training.train import parts_of, train
+
+if TYPE_CHECKING:
+    import argparse
+
+UNITS_S = {"h": 3600, "m": 60, "s": 1}
+T = TypeVar("T", TrainConfig, PretrainConfig)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +63,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher", type=Path, metavar="BUNDLE", help="larger bundle whose scores are learned beside the labels"
     )
     parser.add_argument(
-        "--budget",
-        type=duration,
-        default=math.inf,
-        metavar="TIME",
-        help="end the loop after 90s, 10m or 2h at the latest",
+        "--budget", metavar="TIME", help="end the loop after 90s, 10m or 1h30m at the latest; default: after its epochs"
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
@@ -74,7 +77,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_command(args: argparse.Namespace) -> int:
     """Train a classifier and write its bundle."""
-    config = read_config(args.config, args.set)
+    config = read_config(args.config, args.set, TrainConfig)
     train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
     assert train_set is not None
     if args.check_only:
@@ -89,7 +92,7 @@ def train_command(args: argparse.Namespace) -> int:
         args.out,
         init=local_folder(parse_location(args.init)) if args.init else None,
         teacher=args.teacher,
-        budget_s=args.budget,
+        budget_s=seconds_of(args.budget) if args.budget else math.inf,
         device=choose_device(args.device),
         resume=args.resume,
         strict=args.strict,
@@ -111,13 +114,13 @@ def train_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def duration(text: str) -> float:
-    """Seconds of a time such as 90s, 10m or 2h."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = text[:-1], text[-1:]
-    if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) == 0:
-        raise argparse.ArgumentTypeError(f"not a time such as 90s, 10m or 2h: {text}")
-    return float(number) * units[unit]
+def seconds_of(time: str) -> float:
+    """Seconds of 90s, 10m or 1h30m. Raises ValueError for anything else, and for no time."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", time)
+    seconds = sum(float(number) * UNITS_S[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != time or not seconds:
+        raise ValueError(f"a time is written as 90s, 10m or 1h30m: {time}")
+    return seconds
 
 
 def _check(parts: dict[str, Dataset], config: TrainConfig, args: argparse.Namespace) -> int:
@@ -171,8 +174,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
-    """Settings from a YAML file, then `key=value` pairs over them.
+def read_config(file: Path | None, assignments: list[str], kind: type[T]) -> T:
+    """Settings of a kind, from a YAML file, then `key=value` pairs over them.
 
     Raises ValueError naming the setting and what it may be.
     """
@@ -190,12 +193,12 @@ def read_config(file: Path | None, assignments: list[str]) -> TrainConfig:
         if not equals:
             raise ValueError(f"--set wants key=value: {assignment}")
         settings[key] = yaml.safe_load(value)
-    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    known = [f.name for f in dataclasses.fields(kind)]
     for key in settings:
         if key not in known:
             raise ValueError(f"no setting is named {key}, there are: {', '.join(known)}")
     try:
-        return TypeAdapter(TrainConfig).validate_python(settings)
+        return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

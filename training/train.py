@@ -316,7 +316,7 @@ def layers_above(name: str, blocks: int) -> int:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The rate of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
 def lr_scale(share: float, warmup: float, decay: Literal["linear", "cosine"] = "linear") -> float:
