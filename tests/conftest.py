@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from dataclasses import replace
 from functools import cache
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     Serve = Callable[..., Server]
 
 REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
+
+
+def pytest_configure() -> None:
+    """One thread: networks this small gain nothing by a second, and wait for it where another process has its core."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
