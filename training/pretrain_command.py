@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.device import choose_device
-from model.location import local_folder, parse_location
 from training.build import SCRATCH
-from training.commands import read_config, seconds_of
+from training.commands import read_config, seconds_of, starting_point
 from training.corpus import TextFiles
 from training.pretrain import pretrain
 from training.pretrain_build import PretrainConfig
@@ -60,7 +59,7 @@ def pretrain_command(args: argparse.Namespace) -> int:
         read_config(args.config, args.set, PretrainConfig),
         texts,
         args.out,
-        init=local_folder(parse_location(args.init)) if args.init else None,
+        init=starting_point(args.init) if args.init else None,
         device=choose_device(args.device),
         budget_s=seconds_of(args.budget) if args.budget else None,
         resume=args.resume,
