@@ -2,7 +2,7 @@
 
 Whole words are hidden, 30% of them, as in ModernBERT (https://arxiv.org/abs/2412.13663, section 2.2), and each hidden
 token becomes [MASK]: leaving some as they were or drawing others, BERT's 80-10-10, does not help (Wettig et al. 2023,
-https://arxiv.org/abs/2202.08005, section 6).
+https://arxiv.org/abs/2202.08005).
 
 Letters: T tokens of all rows, M tokens that are hidden.
 """
