@@ -245,3 +245,12 @@ def test_a_page_is_accessible_and_fits_a_phone(scheme: Any, tmp_path: Path) -> N
         violations = Axe().run(page).response["violations"]
         browser.close()
     assert [(v["id"], v["nodes"][0]["html"]) for v in violations] == []
+
+
+def test_the_tables_of_a_card_are_tables(bundle_folder: Path) -> None:
+    lines = (bundle_folder / "README.md").read_text().splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(heads) == 4  # figures, against the linear line, data, epochs
+    for i in heads:
+        assert "\\" not in lines[i]
+        assert lines[i - 1].count("|") == lines[i].count("|") == lines[i + 1].count("|")
