@@ -17,8 +17,9 @@ from training.build import TrainConfig
 from training.commands import starting_point
 from training.data import read_dataset
 from training.loss import balanced_weights, distillation_loss, loss_of
+from training.optimizer import layers_above
 from training.recipe import choose_recipe, read_length
-from training.train import layers_above, mask_tokens, train
+from training.train import mask_tokens, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,8 @@ from training import train as train_module
 from training.build import TrainConfig
 from training.data import DataError, read_dataset
 from training.evaluate import evaluate
-from training.train import lr_scale, train
+from training.optimizer import lr_scale
+from training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,9 +30,9 @@ from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.corpus import encode_corpus
 from training.data import file_hash
 from training.masking import epoch_plan, mask_rows
+from training.optimizer import set_lr
 from training.pretrain_build import build
 from training.pretrain_report import card, evaluation_line, run_line
-from training.train import set_lr
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,9 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.health import check
 from training.loss import Aim, loss_of
+from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.recipe import LONGEST, choose_recipe
 from training.report import epoch_line, run_line
 from training.teacher import teacher_logits
@@ -288,43 +288,6 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Ro
         "rows out of scope": hashlib.sha256(repr([row.ids for row in outside]).encode()).hexdigest(),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
-
-
-def make_optimizer(model: Classifier, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
-
-    Each group's `scale` is what layer_decay makes of the rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        decay = config.weight_decay if p.dim() > 1 else 0.0
-        groups.setdefault((decay, config.layer_decay ** layers_above(name, len(model.encoder.blocks))), []).append(p)
-    return torch.optim.AdamW(
-        [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()],
-        lr=0.0,
-        fused=True,
-    )
-
-
-def layers_above(name: str, blocks: int) -> int:
-    """Layers of the network above a parameter: none above the head, the blocks and one more above the embeddings."""
-    if name.startswith("encoder.blocks."):
-        return blocks - int(name.split(".")[2])
-    return blocks + 1 if name.startswith("encoder.embeddings.") else 0
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The rate of each group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
-
-
-def lr_scale(share: float, warmup: float, decay: Literal["linear", "cosine"] = "linear") -> float:
-    """Share of the peak rate when a share of the run is over: a line up, then a line or a half cosine down to 0."""
-    if share < warmup:
-        return share / warmup
-    left = (1 - share) / (1 - warmup)
-    return left if decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
