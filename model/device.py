@@ -40,6 +40,11 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def trains_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a training multiplies matrices in bf16: as `precision` says; where it is auto, if the device has it."""
+    return has_native_bf16(device) if precision == "auto" else precision == "bf16"
+
+
 def has_int8() -> bool:
     """Whether the CPU multiplies bytes (VNNI or AMX), without which int8 is slower than fp32, or inexact."""
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())

@@ -77,37 +77,56 @@ class TrainConfig:
         for name in ("epochs", "batch_rows", "batch_tokens", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is not at least 1: {value}")
-        for name in (
-            "vocab_size",
-            "layers",
-            "width",
-            "heads",
-            "feed_forward",
-            "lr",
-            "layer_decay",
-            "teacher_temperature",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is not a positive number: {value}")
-        for name in ("dropout", "label_smoothing", "token_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        check_positive(self, *SCRATCH, "lr", "layer_decay", "teacher_temperature")
+        check_shares(self, "dropout", "label_smoothing", "token_dropout", "warmup", "false_alarms")
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
-        for name in ("weight_decay", "max_grad_norm", "outlier_exposure"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
-        longest = LONGEST if self.max_tokens is None else self.max_tokens
-        if longest < MIN_TOKENS:
-            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {longest}")
-        for name in ("warmup", "false_alarms"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
+        check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure")
+        if self.longest < MIN_TOKENS:
+            raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")
         if not 0 < self.coverage < 1:
             raise ValueError(f"coverage is not in (0, 1): {self.coverage}")
-        if self.batch_tokens < longest:
-            raise ValueError(f"batch_tokens does not hold one text of max_tokens={longest}: {self.batch_tokens}")
+        if self.batch_tokens < self.longest:
+            raise ValueError(f"batch_tokens does not hold one text of max_tokens={self.longest}: {self.batch_tokens}")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a row, at most, whatever the data."""
+        return LONGEST if self.max_tokens is None else self.max_tokens
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raises ValueError naming the first setting that is given and is no positive number."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{name} is not a positive number: {value}")
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Raises ValueError naming the first setting that is not in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} is not in [0, 1): {getattr(config, name)}")
+
+
+def check_from_zero(config: object, *names: str) -> None:
+    """Raises ValueError naming the first setting that is negative or infinite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} is not a number from 0 on: {getattr(config, name)}")
+
+
+def scratch_shape(config: object) -> dict[str, Any]:
+    """SCRATCH, with what the settings say instead."""
+    return SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
+
+
+def refuse_own(config: object, names: Sequence[str]) -> None:
+    """Raises ValueError naming the first setting that the encoder of --init decides and is given all the same."""
+    given = [name for name in names if getattr(config, name) is not None]
+    if given:
+        raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
 
 
 def build(
@@ -118,14 +137,12 @@ def build(
     Raises ValueError for a setting that the encoder in `init` decides, BundleError where it cannot be read.
     """
     if init is None:
-        shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
+        shape = scratch_shape(config)
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
         max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
         encoder = from_scratch(shape, tokenizer.vocab_size, max_tokens, config.dropout)
         return Classifier(encoder, num_labels), tokenizer, max_tokens
-    given = [name for name in SCRATCH_ONLY if getattr(config, name) is not None]
-    if given:
-        raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
+    refuse_own(config, SCRATCH_ONLY)
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
     classifier = Classifier(dataclasses.replace(encoder, dropout=config.dropout), num_labels)
     load_weights(classifier, weights, bare=True)

@@ -49,7 +49,7 @@ def cross_judge(logits: Array, truth: NDArray[Any], coverage: float, false_alarm
     """
     if len(truth) < MIN_DEV_ROWS:
         return None
-    fold = np.random.default_rng(0).permutation(len(truth)) % FOLDS
+    fold = folds(len(truth))
     problem = MULTI if truth.ndim == 2 else SINGLE
     order = np.argsort(fold, kind="stable")
     parts = [
@@ -63,6 +63,11 @@ def cross_judge(logits: Array, truth: NDArray[Any], coverage: float, false_alarm
         return None if any(part is None for part in found) else np.concatenate(found)[back]
 
     return Judged(joined("scores"), joined("sets"), joined("abstained"))
+
+
+def folds(n: int) -> NDArray[np.int64]:
+    """Which of FOLDS parts of about equal size each of n rows is in (n,), at random, the same for the same n."""
+    return np.random.default_rng(0).permutation(n) % FOLDS
 
 
 def _fit(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: float) -> Calibration:

@@ -24,8 +24,6 @@ from training.build import SCRATCH, TrainConfig
 from training.data import Columns, Dataset, read_dataset
 from training.evaluate import answer, score_answers
 from training.health import check
-from training.pretrain_build import PretrainConfig
-from training.recipe import LONGEST
 from training.report import evaluation_text, linear_text
 from training.report_page import evaluated, make_report, report_files
 from training.train import parts_of, train
@@ -33,9 +31,11 @@ from training.train import parts_of, train
 if TYPE_CHECKING:
     import argparse
 
+    from training.pretrain_build import PretrainConfig
+
 MINILM = "minilm"
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
-T = TypeVar("T", TrainConfig, PretrainConfig)
+T = TypeVar("T", "TrainConfig", "PretrainConfig")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,13 +68,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="TIME", help="end the loop after 90s, 10m or 1h30m at the latest; default: after its epochs"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
-    parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
-    defaults = {f.name: SCRATCH.get(f.name, f.default) for f in dataclasses.fields(TrainConfig)}
-    settings = ", ".join(f"{name}={value}" for name, value in defaults.items())
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help=f"a setting; defaults: {settings}"
-    )
+    add_run_arguments(parser, TrainConfig)
     _add_data_arguments(parser)
 
 
@@ -141,7 +135,7 @@ def seconds_of(time: str) -> float:
 
 def _check(parts: dict[str, Dataset], config: TrainConfig, args: argparse.Namespace) -> int:
     """Print what is found in the data."""
-    health = check(parts, config.max_tokens or LONGEST)
+    health = check(parts, config.longest)
     print(health.to_json() if args.json else health.table())
     if args.strict:
         health.refuse()
@@ -219,6 +213,17 @@ def read_config(file: Path | None, assignments: list[str], kind: type[T]) -> T:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, kind: type[TrainConfig | PretrainConfig]) -> None:
+    """Flags of whatever trains with settings of a kind."""
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
+    defaults = {f.name: SCRATCH.get(f.name, f.default) for f in dataclasses.fields(kind)}
+    settings = ", ".join(f"{name}={value}" for name, value in defaults.items())
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help=f"a setting; defaults: {settings}"
+    )
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from model.tokens import Row
+    from training.answers import Answers
     from training.evaluate import Evaluation
     from training.train import Run
 
@@ -109,10 +109,10 @@ def _by_macro_f1(
 def facts(
     run: Run,
     history: Sequence[dict[str, float]],
-    rows: Mapping[str, Sequence[Row]],
+    answers: Mapping[str, Answers],
     compared: Mapping[str, Comparison],
 ) -> Facts:
-    """Those of a run that is over; `rows` are its held-out data as the encoder reads them."""
+    """Those of a run that is over; `answers` are what its encoder says of held-out data."""
     scores, losses = ([epoch[name] for epoch in history] for name in ("dev_score", "dev_loss"))
     return Facts(
         rows=len(run.train.examples),
@@ -122,8 +122,8 @@ def facts(
         best_epoch=int(np.argmax(scores)) + 1,
         is_learning=losses[-1] == min(losses) or scores[-1] == max(scores),
         max_tokens=run.max_tokens,
-        cut=float(np.mean([row.truncated > 0 for row in rows["dev"]])),
-        verdicts=[(c.verdict, len(rows[name])) for name, c in compared.items()],
+        cut=float(np.mean(np.array(answers["dev"].tokens) > run.max_tokens)),
+        verdicts=[(c.verdict, len(answers[name].tokens)) for name, c in compared.items()],
     )
 
 

@@ -213,7 +213,7 @@ def read(
     bundle: Bundle,
     texts: Sequence[Text],
     on_pass: Callable[[int], object] | None,
-    on_long: Literal["truncate", "window"],
+    on_long: Literal["truncate", "window"] = "truncate",
 ) -> tuple[Array, list[int]]:
     """Logits (N, C) of texts, before calibration, and how many tokens each has, before it is cut."""
     if not texts:

@@ -45,36 +45,12 @@ def finish(
 
     reports are files to put beside the report of the figures, by their path in the bundle.
     """
-    stored = WEIGHT_TYPES[run.config.weights]
-    run.classifier.to("cpu", stored).float().eval()
-    rows = {name: run.rows(dataset) for name, dataset in held_out.items()}
-    logits = {name: forward_rows(run.classifier, rows[name]) for name in held_out}
-    truth = {name: targets(dataset, run.labels) for name, dataset in held_out.items()}
-    calibration = calibrate(logits["dev"], truth["dev"], run.config.coverage, run.config.false_alarms)
-    judged = {name: judge(logits[name], run.problem_type, calibration) for name in held_out}
-    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]])
-    for name in held_out:
-        warn_of_one_answer(name, judged[name].scores, run)
-    crossed = cross_judge(logits["dev"], truth["dev"], run.config.coverage, run.config.false_alarms)
-    judged |= {"dev": crossed} if crossed else {}  # dev is measured by fits that did not see it
-    answers = {
-        name: Answers(
-            dataset=dataset,
-            labels=run.labels,
-            logits=logits[name],
-            judged=judged[name],
-            truth=truth[name],
-            tokens=[row.tokens + row.truncated for row in rows[name]],
-            calibration=calibration,
-            outside=forward_rows(run.classifier, run.outside_rows(dataset)),
-            cross_fitted=judged[name] is crossed,
-        )
-        for name, dataset in held_out.items()
-    }
+    run.classifier.to("cpu", WEIGHT_TYPES[run.config.weights]).float().eval()
+    answers, reference = answer_held_out(run, held_out)
     line, said = run_line(run.train, held_out, run.labels)
-    linear = {name: compare(answers[name].said, said[name], truth[name]) for name in held_out}
+    linear = {name: compare(of_name.said, said[name], of_name.truth) for name, of_name in answers.items()}
     evaluations = {name: replace(score_answers(answers[name]), linear=linear[name]) for name in held_out}
-    made_by = made_by | {"linear": line.made_by() | {"why": reasons(facts(run, history, rows, linear))}}
+    why = reasons(facts(run, history, answers, linear))
     manifest = Manifest(
         name=out.name,
         version="",  # save_bundle knows it
@@ -82,8 +58,8 @@ def finish(
         labels=run.labels,
         problem_type=run.problem_type,
         max_tokens=run.max_tokens,
-        calibration=calibration,
-        made_by=made_by,
+        calibration=answers["dev"].calibration,
+        made_by=made_by | {"linear": line.made_by() | {"why": why}},
         metrics={name: headline(e) for name, e in evaluations.items()},
         reference=reference,
         out_of_scope_label=run.config.out_of_scope_label,
@@ -100,6 +76,39 @@ def finish(
     }
     manifest = save_bundle(out, run.classifier, run.tokenizer, manifest, weights=run.config.weights, files=files)
     return manifest, evaluations
+
+
+def answer_held_out(run: Run, held_out: dict[str, Dataset]) -> tuple[dict[str, Answers], dict[str, Any]]:
+    """What the classifier, calibrated on dev, says of each held-out data set; and the reference statistics of dev.
+
+    Dev is judged by fits that did not see it, the reference statistics by the calibration that will answer.
+    """
+    rows = {name: run.rows(dataset) for name, dataset in held_out.items()}
+    logits = {name: forward_rows(run.classifier, rows[name]) for name in held_out}
+    truth = {name: targets(dataset, run.labels) for name, dataset in held_out.items()}
+    promised = run.config.coverage, run.config.false_alarms
+    calibration = calibrate(logits["dev"], truth["dev"], *promised)
+    judged = {name: judge(logits[name], run.problem_type, calibration) for name in held_out}
+    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]])
+    for name in held_out:
+        warn_of_one_answer(name, judged[name].scores, run)
+    crossed = cross_judge(logits["dev"], truth["dev"], *promised)
+    judged |= {"dev": crossed} if crossed else {}
+    answers = {
+        name: Answers(
+            dataset=dataset,
+            labels=run.labels,
+            logits=logits[name],
+            judged=judged[name],
+            truth=truth[name],
+            tokens=[row.tokens + row.truncated for row in rows[name]],
+            calibration=calibration,
+            outside=forward_rows(run.classifier, run.outside_rows(dataset)),
+            cross_fitted=judged[name] is crossed,
+        )
+        for name, dataset in held_out.items()
+    }
+    return answers, reference
 
 
 def warn_of_one_answer(name: str, scores: Array, run: Run) -> None:

@@ -23,6 +23,7 @@ from sklearn.pipeline import FeatureUnion
 from sklearn.svm import LinearSVC
 
 from model.scores import SINGLE
+from training.calibrate import FOLDS, SHRINK, folds
 from training.data import targets
 from training.evaluate import f1_scores
 
@@ -53,8 +54,6 @@ MAX_CHARACTERS = {"words": 50_000_000, "characters": 6_000_000}
 MAX_FEATURES = 500_000  # of each kind of n-gram, the most frequent
 ROWS_OF_RARE = 100  # of each label are taken first, where not all rows are
 CHUNK_ROWS = 50_000
-FOLDS = 5
-SHRINK = 10  # positives of a label at which its threshold is half its own
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _best_threshold(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> N
 
 def cross_given(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """True where a label is given (N, C), in each fifth of the rows by the thresholds of the other four."""
-    fold = np.random.default_rng(0).permutation(len(margins)) % FOLDS
+    fold = folds(len(margins))
     given = np.zeros_like(truth)
     for i in range(FOLDS):
         given[fold == i] = margins[fold == i] >= fit_thresholds(margins[fold != i], truth[fold != i])

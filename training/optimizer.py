@@ -14,21 +14,28 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.encoder import Classifier
-    from training.build import TrainConfig
+    from model.masked import MaskedLM
 
 
-def make_optimizer(model: Classifier, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    model: Classifier | MaskedLM,
+    weight_decay: float,
+    *,
+    layer_decay: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
     """AdamW with decay on matrices only (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
     Each group's `scale` is what layer_decay makes of the rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
-        decay = config.weight_decay if p.dim() > 1 else 0.0
-        groups.setdefault((decay, config.layer_decay ** layers_above(name, len(model.encoder.blocks))), []).append(p)
+        decay = weight_decay if p.dim() > 1 else 0.0
+        groups.setdefault((decay, layer_decay ** layers_above(name, len(model.encoder.blocks))), []).append(p)
     return torch.optim.AdamW(
         [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()],
         lr=0.0,
+        betas=betas,
         fused=True,
     )
 
@@ -43,7 +50,7 @@ def layers_above(name: str, blocks: int) -> int:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The rate of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
+        group["lr"] = lr * group["scale"]
 
 
 def lr_scale(share: float, warmup: float, decay: Literal["linear", "cosine"] = "linear") -> float:

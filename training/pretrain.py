@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from model.batch import choose_layout
 from model.bundle import content_hash, save_encoder
-from model.device import has_native_bf16
+from model.device import trains_in_bf16
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.corpus import encode_corpus
 from training.data import file_hash
 from training.masking import epoch_plan, mask_rows
-from training.optimizer import set_lr
+from training.optimizer import make_optimizer, set_lr
 from training.pretrain_build import build
 from training.pretrain_report import card, evaluation_line, run_line
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
-
-    from torch import nn
 
     from model.batch import Layout
     from model.masked import MaskedLM
@@ -70,10 +68,8 @@ class Run:
 
     @property
     def in_bf16(self) -> bool:
-        """Whether matrix products are in bf16: as the settings say, else where the device has it natively."""
-        if self.config.precision == "auto":
-            return has_native_bf16(self.device)
-        return self.config.precision == "bf16"
+        """Whether matrix products are in bf16."""
+        return trains_in_bf16(self.config.precision, self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -97,8 +93,8 @@ class Run:
 
     def batch(self, rows: Rows, indices: Any, seed: tuple[int, ...]) -> Masked:
         """Some rows with words hidden, on the device."""
-        mask_id = self.tokenizer.token_id(self.tokenizer.special_tokens["mask"])
-        assert mask_id is not None
+        mask_id = self.tokenizer.mask_id
+        assert mask_id is not None, "build() refuses a tokenizer without"
         config = self.model.config
         return mask_rows(rows.take(indices), self.layout, config, mask_id, self.config.mask_share, seed).to(self.device)
 
@@ -193,7 +189,7 @@ def fit(
     """The loop: until every row has been read so often, or the seconds are over; a row of figures per evaluation."""
     config, model, rows = run.config, run.model, run.corpus.train
     lengths = rows.lengths
-    optimizer = make_optimizer(model, config.weight_decay)
+    optimizer = make_optimizer(model, config.weight_decay, betas=BETAS)
     at, identity = Progress(), identity_of(run)
     if resume:
         at, _ = load_checkpoint(checkpoint, model, optimizer, identity)
@@ -248,14 +244,6 @@ def identity_of(run: Run) -> dict[str, Any]:
         "text": [corpus.train.sha256, corpus.held_out.sha256] if corpus.is_whole else None,
         "encoder": dataclasses.asdict(run.model.config) | {"bf16": run.in_bf16, "start": run.start},
     }
-
-
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
 
 
 def rate(done: float, warmup: float) -> float:

@@ -6,14 +6,23 @@ As training/build.py is for classifiers, from which the shape of a network from 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from model.bundle import load_encoder
 from model.convert import load_weights
 from model.masked import MaskedLM
-from training.build import MIN_TOKENS, SCRATCH, SCRATCH_ONLY, from_scratch
+from training.build import (
+    MIN_TOKENS,
+    SCRATCH,
+    SCRATCH_ONLY,
+    check_from_zero,
+    check_positive,
+    check_shares,
+    from_scratch,
+    refuse_own,
+    scratch_shape,
+)
 from training.corpus import up_to
 from training.tokenizer import learn_tokenizer
 
@@ -54,16 +63,9 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*SCRATCH, "epochs", "batch_tokens", "lr", "evaluations"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not 0 < value < math.inf:
-                raise ValueError(f"{name} is not a positive number: {value}")
-        for name in ("dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is not in [0, 1): {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is not a number from 0 on: {getattr(self, name)}")
+        check_positive(self, *SCRATCH, "epochs", "batch_tokens", "lr", "evaluations")
+        check_shares(self, "dropout", "warmup")
+        check_from_zero(self, "weight_decay", "max_grad_norm")
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share is not between 0 and 1: {self.mask_share}")
         if self.max_tokens < MIN_TOKENS:
@@ -79,14 +81,12 @@ def build(config: PretrainConfig, texts: TextFiles, init: Path | None) -> tuple[
     BundleError where it cannot be read.
     """
     if init is None:
-        shape = SCRATCH | {name: value for name in SCRATCH if (value := getattr(config, name)) is not None}
+        shape = scratch_shape(config)
         tokenizer = learn_tokenizer(up_to(TOKENIZER_CHARS, texts.texts()), shape["tokenizer"], shape["vocab_size"])
         return MaskedLM(from_scratch(shape, tokenizer.vocab_size, config.max_tokens, config.dropout)), tokenizer
-    given = [name for name in (*SCRATCH_ONLY, "vocab_size") if getattr(config, name) is not None]
-    if given:
-        raise ValueError(f"the encoder of --init brings its own, leave it out: {given[0]}={getattr(config, given[0])}")
+    refuse_own(config, (*SCRATCH_ONLY, "vocab_size"))
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    if "mask" not in tokenizer.special_tokens:
+    if tokenizer.mask_id is None:
         raise ValueError(f"the tokenizer of --init has no mask token, so no word can be hidden: {init}")
     model = MaskedLM(dataclasses.replace(encoder, dropout=config.dropout))
     load_weights(model, weights, bare=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.device import choose_device
-from training.build import SCRATCH
-from training.commands import read_config, seconds_of, starting_point
+from training.commands import add_run_arguments, read_config, seconds_of, starting_point
 from training.corpus import TextFiles
 from training.pretrain import pretrain
 from training.pretrain_build import PretrainConfig
@@ -39,13 +37,7 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         help="encoder to go on from, with its tokenizer: a folder or hf:OWNER/REPO[@REVISION]; default: from scratch",
     )
     parser.add_argument("--budget", metavar="TIME", help="stop in time, 90s, 10m or 1h30m; default: by --set epochs")
-    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of the same --out")
-    parser.add_argument("--config", type=Path, metavar="YAML", help="settings, as --set")
-    defaults = {f.name: SCRATCH.get(f.name, f.default) for f in dataclasses.fields(PretrainConfig)}
-    settings = ", ".join(f"{name}={value}" for name, value in defaults.items())
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help=f"a setting; defaults: {settings}"
-    )
+    add_run_arguments(parser, PretrainConfig)
     parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
     parser.add_argument("--bad-rows", choices=["error", "skip"], default="error", help="what to do with a bad row")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from model.bundle import load_bundle
-from model.forward import forward_rows
-from training.evaluate import check_problem
+from training.evaluate import check_problem, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +28,7 @@ def teacher_logits(folder: Path, dataset: Dataset, labels: list[str], device: to
     check_problem(dataset, teacher.problem_type)
     if missing := sorted(set(labels) - set(teacher.labels)):
         raise ValueError(f"the teacher does not know a label of the training data: {missing[0]}")
-    rows = teacher.tokenizer.encode(dataset.texts, teacher.max_tokens)
-    with tqdm(total=len(rows), desc="teacher", unit="row", leave=False, disable=None, file=sys.stderr) as bar:
-        logits = forward_rows(teacher.classifier.to(device), rows, on_pass=bar.update)
+    teacher.classifier.to(device)
+    with tqdm(total=len(dataset.texts), desc="teacher", unit="row", leave=False, disable=None) as bar:
+        logits, _ = read(teacher, dataset.texts, bar.update)
     return logits[:, [teacher.labels.index(label) for label in labels]]

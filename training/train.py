@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model.batch import make_batch
 from model.bundle import content_hash
-from model.device import has_native_bf16
+from model.device import trains_in_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
@@ -35,7 +35,7 @@ from training.finish import finish
 from training.health import check
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
-from training.recipe import LONGEST, choose_recipe
+from training.recipe import choose_recipe
 from training.report import epoch_line, run_line
 from training.teacher import teacher_logits
 
@@ -81,10 +81,8 @@ class Run:
 
     @property
     def in_bf16(self) -> bool:
-        """Whether matrix products are in bf16: as the settings say, else where the device has it natively."""
-        if self.config.precision == "auto":
-            return has_native_bf16(self.device)
-        return self.config.precision == "bf16"
+        """Whether matrix products are in bf16."""
+        return trains_in_bf16(self.config.precision, self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -126,7 +124,7 @@ def train(
     if out.exists():
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
     parts = parts_of(train_set, dev_set, test_set, config.out_of_scope_label)
-    health = check(parts, config.max_tokens or LONGEST)
+    health = check(parts, config.longest)
     print(health.table(), file=sys.stderr)
     if strict:
         health.refuse()
@@ -213,7 +211,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         for e in range(recipe.epochs)
     ]
     total_steps = sum(map(len, plans))
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config.weight_decay, layer_decay=config.layer_decay)
     at, best = Progress(), None
     identity = identity_of(run, rows, dev_rows, outside)
     if resume:
