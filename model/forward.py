@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from model.scores import Array
     from model.tokens import Row
 
-PASS_TOKENS = 4096  # offline: nobody waits for the end of a pass
+# Tokens that fill the device. More take no less time each: on a CPU they leave its caches, and keep more memory.
+FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384
 WARM_UP_ROWS = (1, 2, 8, 32)
 
 
@@ -45,6 +46,7 @@ class Forward:
         weight = classifier.encoder.embeddings.tokens.weight
         self.layout = choose_layout(weight.device, weight.dtype, classifier.config)
         self._classifier, self._device = classifier, weight.device
+        self.full_pass = FULL_PASS_CPU if weight.device.type == "cpu" else FULL_PASS_GPU  # tokens
         self._cuda = CudaPasses(classifier, weight.device) if self.layout == "varlen" else None
 
     def warm_up(self, row: Row) -> None:
@@ -60,10 +62,10 @@ class Forward:
         if self._cuda is not None:
             yield from self._cuda.capture()
 
-    def plan(self, rows: Sequence[Row], budget: int = PASS_TOKENS) -> list[list[int]]:
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Row indices of each pass when nobody waits, so that there is little padding in all."""
         split = plan_passes if self.layout == "padded" else fill_passes
-        return split([len(row.ids) for row in rows], budget)
+        return split([len(row.ids) for row in rows], self.full_pass)
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Launched:
@@ -85,7 +87,6 @@ def forward_rows(
     classifier: Classifier,
     rows: Sequence[Row],
     *,
-    pass_tokens: int = PASS_TOKENS,
     on_pass: Callable[[int], object] | None = None,
 ) -> Array:
     """Logits (N, C) of the rows, in their order, on the classifier's device and in its precision.
@@ -101,7 +102,7 @@ def forward_rows(
             on_pass(len(indices))
 
     before = None
-    for indices in forward.plan(rows, pass_tokens):
+    for indices in forward.plan(rows):
         launched = indices, forward.launch([rows[i] for i in indices])
         if before is not None:
             collect(*before)  # while the next one computes

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from service.scored import Scored
 
 KNOWN_TEXT = "to be or not to be, that is the question"  # answered at warm-up
-FULL_PASS_CPU, FULL_PASS_GPU = 2048, 16_384  # tokens that fill the device; more would only make others wait
 # Rows and tokens of each, of the passes that are timed: up to one that fills the device, or takes this long.
 MEASURED = ((1, 16), (1, 128), (4, USUAL_ROW), (16, USUAL_ROW), (64, USUAL_ROW))
 MEASURED_TIMES, MEASURED_S = 3, 0.25
@@ -118,7 +117,7 @@ class Predictor:
     @property
     def most_tokens(self) -> int:
         """Tokens of a pass, at most: more would only make others wait."""
-        return FULL_PASS_CPU if self.device.type == "cpu" else FULL_PASS_GPU
+        return self._forward.full_pass
 
     def full_pass(self, cost: Cost) -> int:
         """Tokens of a pass that fills the device."""
