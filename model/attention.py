@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from model.encoder import EncoderConfig
 
 
+LONGEST_PLAIN = 256  # tokens of a row
+
+
 @dataclass(frozen=True)
 class Relative:
     """How DeBERTa marks where tokens are to each other: vectors (S, D), index (L, L) of query and key into them."""
@@ -111,6 +114,20 @@ def band_mask(row: Tensor, reach: int) -> Tensor:
     return (near & same) | (query == key)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of rows, each of q, k, v (rows, H, L, K); the mask is added to the scores.
+
+    Where gradients are wanted on a CPU short rows go without the fused kernel, whose gradient takes up to ten times
+    as long there (benchmarks/RESULTS.md, "Training").
+    """
+    if not (torch.is_grad_enabled() and q.device.type == "cpu" and k.shape[2] <= LONGEST_PLAIN):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scores = (q * scale) @ k.transpose(-1, -2)  # (rows, H, L, L)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
 def in_windows(x: Tensor, reach: int) -> Tensor:
     """The keys of each band of queries: (rows, H, L, K) -> (bands, rows, H, 4 * reach, K), zeros beyond the row."""
     band = 2 * reach
@@ -132,7 +149,7 @@ def banded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, reach: int, scale: flo
     q = q.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (bands * rows, H, 2 * reach, K)
     k, v = (in_windows(x, reach).flatten(0, 1) for x in (k, v))  # each (bands * rows, H, 4 * reach, K)
     seen = mask.expand(-1, rows, -1, -1).flatten(0, 1)[:, None]  # (bands * rows, 1, 2 * reach, 4 * reach)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)  # (bands * rows, H, 2 * reach, K)
+    y = attend(q, k, v, seen, scale)  # (bands * rows, H, 2 * reach, K)
     y = y.view(bands, rows, heads, band, width).permute(1, 2, 0, 3, 4)
     return y.reshape(rows, heads, bands * band, width)[:, :, :length]
 
@@ -239,7 +256,7 @@ class SelfAttention(nn.Module):
                 y = banded(qs, ks, vs, mask, view.reach, self.scale)
             else:
                 seen = mask if view.relative is None else self._bias(qs, ks, mask, view.relative, positions)
-                y = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, scale=self.scale)  # (rows, H, L, K)
+                y = attend(qs, ks, vs, seen, self.scale)  # (rows, H, L, K)
             parts.append(y.transpose(1, 2).reshape(-1, self.heads * self.head_width))  # (rows * L, D)
         if beyond:
             parts.append(q.new_zeros(beyond, self.heads * self.head_width))

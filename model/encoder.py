@@ -128,6 +128,19 @@ class EncoderConfig:
         return self.width // self.heads
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU a random byte decides over a number, in a sixth of the time: p is a multiple of 1/256."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        dropped = round(256 * self.p)  # of the values of a byte
+        if not self.training or not dropped or x.device.type != "cpu":
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+
 def layer_norm(config: EncoderConfig, width: int | None = None) -> nn.LayerNorm:
     """LayerNorm over D, or another width, as the family defines it."""
     return nn.LayerNorm(width or config.width, eps=config.norm_eps, bias=config.norm_bias)
@@ -148,7 +161,7 @@ class Embeddings(nn.Module):
         if config.embedding_width is not None:
             self.project = nn.Linear(narrow, config.width, bias=not config.project_first)
         self.project_first = config.project_first
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """(T,) ids, types and positions -> (T, D)."""
@@ -197,7 +210,7 @@ class Block(nn.Module):
         self.attention_norm = nn.Identity() if first_of_pre else layer_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = layer_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, view: View) -> Tensor:
         """(T, D) -> (T, D)."""
@@ -220,7 +233,7 @@ class Convolution(nn.Module):
             padding=config.convolution // 2, groups=config.convolution_groups,
         )  # fmt: skip
         self.norm = layer_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.activation = ACTIVATIONS[config.convolution_activation]
 
     def forward(self, embedded: Tensor, x: Tensor, batch: Batch) -> Tensor:
@@ -288,7 +301,7 @@ class Head(nn.Module):
         self.pooling, self.activation = config.pooling, ACTIVATIONS[config.head_activation]
         self.dense = nn.Linear(config.width, config.width, bias=config.head_bias)
         self.norm = layer_norm(config) if config.head_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.out = nn.Linear(config.width, num_labels)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
+from model.attention import LONGEST_PLAIN, attend
 from model.batch import Batch, Layout, make_batch
 from model.bundle import load_encoder
 from model.convert import load_weights
-from model.encoder import Classifier, EncoderConfig
+from model.encoder import Classifier, Dropout, EncoderConfig
 from model.families import modernbert_defaults
 from model.tokens import Row
 
@@ -65,6 +67,32 @@ def test_gradients_flow_and_padding_leaves_no_nan_in_them() -> None:
     for name, parameter in classifier.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("length", [1, 7, LONGEST_PLAIN, LONGEST_PLAIN + 1])
+def test_attention_with_gradients_is_what_it_is_without_and_they_are_those_of_the_fused_kernel(length: int) -> None:
+    torch.manual_seed(0)
+    mask = torch.zeros(2, 1, 1, length)
+    mask[1, ..., length // 2 + 1 :] = float("-inf")
+    q, k, v = torch.randn(3, 2, 4, length, 8).requires_grad_().unbind()
+    plain = attend(q, k, v, mask, 0.3)
+    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, mask, 0.3), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (plain, fused)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_drops_its_share_of_the_numbers_and_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1001, 333, requires_grad=True)
+    y = Dropout(0.1)(x)
+    y.sum().backward()
+    assert (y == 0).float().mean().item() == pytest.approx(26 / 256, abs=0.002)
+    assert y.mean().item() == pytest.approx(1, abs=0.002)
+    torch.testing.assert_close(x.grad, y.detach())  # of ones
+    assert torch.equal(Dropout(0.1).eval()(x), x)
 
 
 def test_a_config_refuses_heads_that_do_not_divide_the_width() -> None:

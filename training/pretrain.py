@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model.batch import choose_layout
 from model.bundle import content_hash, save_encoder
-from model.device import trains_in_bf16
+from model.device import keep_freed_memory, trains_in_bf16
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.corpus import encode_corpus
 from training.data import file_hash
@@ -152,6 +152,7 @@ def pretrain(
     if out.exists():
         raise ValueError(f"an encoder is never overwritten, remove it or choose another --out: {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     model, tokenizer = build(config, texts, init)
     until = math.inf if budget_s is None else time.monotonic() + READING_SHARE * budget_s

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model.batch import make_batch
 from model.bundle import content_hash
-from model.device import trains_in_bf16
+from model.device import keep_freed_memory, trains_in_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
 from training.build import build
@@ -131,6 +131,7 @@ def train(
     train_set, held_out = parts["train"], {name: part for name, part in parts.items() if name != "train"}
     labels = train_set.label_names
 
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
     if config.token_dropout and tokenizer.mask_id is None:
