@@ -44,7 +44,12 @@ SETS = [
     Set("ag_news_partial", "test", {SCRATCH: "0.910", MINILM: "0.925"}),
     Set("trec6", "test", {SCRATCH: "0.92", MINILM: "0.965"}),
     Set("banking77", "dev", {SCRATCH: "0.90", MINILM: "0.925"}),
-    Set("clinc150", "test", {SCRATCH: "0.92, found 0.50", MINILM: "0.955, found 0.65"}),
+    Set(
+        "clinc150",
+        "test",
+        {SCRATCH: "0.92, found 0.50", MINILM: "0.955, found 0.65"},
+        ("--set", "out_of_scope_label=oos"),
+    ),
     Set("goemotions", "dev", {SCRATCH: "0.44", MINILM: "0.48"}),
     Set("imdb", "dev", {SCRATCH: "0.912", MINILM: "0.925"}, ("--set", "max_tokens=512")),
     Set("zh_waimai_10k", "dev", {SCRATCH: "0.91"}, is_english=False),

@@ -11,6 +11,7 @@ GOOD = ["good", "fine", "lovely", "great", "warm"]
 BAD = ["bad", "dull", "awful", "cold", "poor"]
 FILLER = ["the", "film", "was", "a", "story", "of", "two", "people", "in", "town", "and", "their", "dog"]
 TINY = TrainConfig(
+    family="bert",
     layers=2,
     width=32,
     heads=2,
@@ -21,6 +22,9 @@ TINY = TrainConfig(
     epochs=5,
     lr=3e-3,
     batch_rows=32,
+    dropout=0.1,
+    token_dropout=0.0,
+    word_vectors=False,  # words of both labels keep the same company here
 )
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,14 @@ from samples import TINY, rows
 
 from model.batch import make_batch
 from model.bundle import load_bundle, load_encoder
+from model.encoder import EncoderConfig
 from model.forward import forward_rows
 from training.build import TrainConfig
 from training.commands import starting_point
 from training.data import read_dataset
 from training.loss import balanced_weights, distillation_loss, loss_of
 from training.optimizer import layers_above
-from training.recipe import choose_recipe, read_length
+from training.recipe import Recipe, choose_recipe, read_length
 from training.train import mask_tokens, train
 
 if TYPE_CHECKING:
@@ -28,22 +29,45 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
+SMALL = EncoderConfig(vocab_size=100, layers=2, width=256, heads=4, feed_forward=512)
+LIKE_MINILM = EncoderConfig(vocab_size=100)
+
+
+def recipe(
+    config: TrainConfig | None = None,
+    encoder: EncoderConfig = SMALL,
+    rows: int = 10_000,
+    tokens: float = 10.0,
+    labels: int = 2,
+    has_mask: bool = True,
+) -> Recipe:
+    """What is chosen for some short texts, where nothing else is said."""
+    return choose_recipe(config or TrainConfig(), encoder, rows=rows, tokens=tokens, labels=labels, has_mask=has_mask)
+
+
 def test_less_data_is_read_more_often_in_smaller_batches() -> None:
-    few, some, many = (choose_recipe(TrainConfig(), n, 2, from_scratch=True) for n in (500, 50_000, 5_000_000))
+    few, some, many = (recipe(rows=n) for n in (500, 50_000, 5_000_000))
     assert few.epochs > some.epochs > many.epochs == 1
     assert few.batch_rows < some.batch_rows < many.batch_rows == 256
     assert few.lr < some.lr < many.lr
 
 
-def test_more_labels_take_more_epochs_and_an_encoder_a_lower_rate() -> None:
-    two, many = (choose_recipe(TrainConfig(), 10_000, labels, from_scratch=True) for labels in (2, 77))
-    assert many.epochs > two.epochs
-    assert choose_recipe(TrainConfig(), 10_000, 2, from_scratch=False).lr < two.lr
+def test_more_labels_take_more_epochs_and_long_texts_fewer() -> None:
+    assert recipe(labels=77).epochs > recipe(labels=2).epochs > recipe(tokens=300).epochs
+    assert recipe(tokens=5).epochs == recipe(tokens=16).epochs
+
+
+def test_a_small_encoder_learns_faster_and_has_more_hidden_from_it() -> None:
+    small, large = recipe(encoder=SMALL), recipe(encoder=LIKE_MINILM)
+    assert small.lr > large.lr
+    assert (small.dropout, large.dropout) == (0.4, 0.1)
+    assert (small.token_dropout, large.token_dropout) == (0.2, 0)
+    assert recipe(has_mask=False).token_dropout == 0
 
 
 def test_a_setting_goes_before_the_recipe() -> None:
-    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002)
-    assert dataclasses.astuple(choose_recipe(config, 100, 2, from_scratch=True)) == (7, 48, 0.002)
+    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0)
+    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0)
 
 
 def test_nearly_all_texts_are_read_whole_and_the_longest_are_cut() -> None:

@@ -5,33 +5,39 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from model.bundle import load_encoder
 from model.convert import load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
-from training.recipe import LONGEST, read_length
+from training.cooccurrence import MAX_TOKENS, start_from_text
+from training.recipe import LONGEST, choose_dropout, read_length
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from model.tokens import Text, Tokenizer
     from training.data import Dataset
 
 SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings say nothing
-    "family": "bert",
+    "family": "modernbert",
     "tokenizer": "wordpiece",
     "vocab_size": 16_000,
-    "layers": 4,
+    "layers": 2,
     "width": 256,
     "heads": 4,
-    "feed_forward": 1024,
+    "feed_forward": 512,
 }
+NEAR = 4  # neighbours that a token sees in the lower half of a ModernBERT from scratch, as word pairs and triples do
 SCRATCH_ONLY = ("family", "tokenizer", "width", "heads", "feed_forward")  # an encoder brings its own
 MEASURED_TEXTS = 20_000
 MIN_TOKENS = 8  # special tokens, and a word of each text of a pair
@@ -48,6 +54,7 @@ class TrainConfig:
     width: int | None = None
     heads: int | None = None
     feed_forward: int | None = None
+    word_vectors: bool = True  # from scratch, tokens start from the company they keep in the training texts
     max_tokens: int | None = None  # a longer text is cut; None, here and below: chosen from the data (recipe.py)
     epochs: int | None = None
     batch_rows: int | None = None
@@ -56,12 +63,12 @@ class TrainConfig:
     warmup: float = 0.1  # share of the run over which the rate rises; then it falls to 0
     decay: Literal["linear", "cosine"] = "linear"
     layer_decay: float = 1.0  # the rate of each layer, as a share of that of the layer above it
-    token_dropout: float = 0.0  # share of the tokens that are masked in training
+    token_dropout: float | None = None  # share of the tokens that are masked in training
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there
     weight_decay: float = 0.01  # not on biases and norms
-    dropout: float = 0.1
+    dropout: float | None = None
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
     patience: int = 2  # epochs without a better dev score before stopping
@@ -104,10 +111,11 @@ def check_positive(config: object, *names: str) -> None:
 
 
 def check_shares(config: object, *names: str) -> None:
-    """Raises ValueError naming the first setting that is not in [0, 1)."""
+    """Raises ValueError naming the first setting that is given and not in [0, 1)."""
     for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} is not in [0, 1): {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"{name} is not in [0, 1): {value}")
 
 
 def check_from_zero(config: object, *names: str) -> None:
@@ -140,11 +148,15 @@ def build(
         shape = scratch_shape(config)
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
         max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
-        encoder = from_scratch(shape, tokenizer.vocab_size, max_tokens, config.dropout)
-        return Classifier(encoder, num_labels), tokenizer, max_tokens
+        classifier = Classifier(
+            _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config), num_labels
+        )
+        if config.word_vectors:
+            start_from_text(classifier.encoder.embeddings.tokens, *tokens_of(tokenizer, train_set.texts))
+        return classifier, tokenizer, max_tokens
     refuse_own(config, SCRATCH_ONLY)
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    classifier = Classifier(dataclasses.replace(encoder, dropout=config.dropout), num_labels)
+    classifier = Classifier(_with_dropout(encoder, config), num_labels)
     load_weights(classifier, weights, bare=True)
     if config.vocab_size and config.vocab_size < tokenizer.vocab_size:
         tokenizer, kept = shrink_tokenizer(tokenizer, train_set.texts, config.vocab_size)
@@ -155,16 +167,41 @@ def build(
 
 def worth_reading(tokenizer: Tokenizer, texts: Sequence[Text]) -> int:
     """Tokens of a text that a model is to read, by the lengths of the training texts; of many, by some of them."""
-    some = texts[:: math.ceil(len(texts) / MEASURED_TEXTS)]
-    return read_length([row.tokens + row.truncated for row in tokenizer.encode(some, LONGEST)])
+    return read_length([row.tokens + row.truncated for row in tokenizer.encode(_some(texts), LONGEST)])
 
 
-def from_scratch(shape: dict[str, Any], vocab_size: int, max_tokens: int, dropout: float) -> EncoderConfig:
+def mean_tokens(tokenizer: Tokenizer, texts: Sequence[Text], max_tokens: int) -> float:
+    """Tokens that are read of a text on average; of many texts, by some of them."""
+    rows = tokenizer.encode(_some(texts), max_tokens)
+    return sum(row.tokens for row in rows) / len(rows)
+
+
+def _some(texts: Sequence[Text]) -> Sequence[Text]:
+    return texts[:: math.ceil(len(texts) / MEASURED_TEXTS)]
+
+
+def tokens_of(tokenizer: Tokenizer, texts: Sequence[Text]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of texts (N,) but the special ones, at most MAX_TOKENS, and the text of each (N,)."""
+    rows = tokenizer.encode(texts, LONGEST)
+    tokens = np.fromiter(islice(chain.from_iterable(row.ids for row in rows), MAX_TOKENS), np.int64)
+    row_of = np.repeat(np.arange(len(rows)), [len(row.ids) for row in rows])[: len(tokens)]
+    kept = ~np.isin(tokens, tokenizer.special_ids)
+    return tokens[kept], row_of[kept]
+
+
+def from_scratch(shape: dict[str, Any], vocab_size: int, max_tokens: int, dropout: float = 0.0) -> EncoderConfig:
     """An encoder of the family and the sizes in `shape`, which has the names of SCRATCH."""
-    family = modernbert_defaults(shape["layers"]) if shape["family"] == "modernbert" else {}
+    family: dict[str, Any] = {}
+    if shape["family"] == "modernbert":
+        near = {"local_layers": tuple(range(shape["layers"] // 2)), "local_window": NEAR}
+        family = modernbert_defaults(shape["layers"]) | near
     sizes = {name: shape[name] for name in ("layers", "width", "heads", "feed_forward")}
     rest = {"vocab_size": vocab_size, "max_tokens": max_tokens, "dropout": dropout, "pad_id": PAD_ID}
     return EncoderConfig(**(family | sizes | rest))
+
+
+def _with_dropout(encoder: EncoderConfig, config: TrainConfig) -> EncoderConfig:
+    return dataclasses.replace(encoder, dropout=choose_dropout(config, encoder))
 
 
 def _with_vocabulary(classifier: Classifier, kept: Tensor, num_labels: int) -> Classifier:

@@ -134,6 +134,15 @@ class Rows:
         return [np.asarray(self.tokens[self.starts[i] : self.starts[i + 1]]) for i in indices]
 
 
+def tokens_of(rows: Rows, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens (N,) but the special ones, of as many rows as have no more than `most`, and the row of each (N,)."""
+    count = int(np.searchsorted(rows.starts, most, side="right")) - 1
+    tokens = np.asarray(rows.tokens[: rows.starts[count]])
+    kept = np.flatnonzero((tokens & SPECIAL) == 0)
+    row_of = np.repeat(np.arange(count), rows.lengths[:count])
+    return (tokens[kept] & ID).astype(np.int64), row_of[kept]
+
+
 class Writer:
     """Rows on their way to disk."""
 

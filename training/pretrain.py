@@ -27,7 +27,8 @@ from model.batch import choose_layout
 from model.bundle import content_hash, save_encoder
 from model.device import keep_freed_memory, trains_in_bf16
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.corpus import encode_corpus
+from training.cooccurrence import MAX_TOKENS, start_from_text
+from training.corpus import encode_corpus, tokens_of
 from training.data import file_hash
 from training.masking import epoch_plan, mask_rows
 from training.optimizer import make_optimizer, set_lr
@@ -158,6 +159,8 @@ def pretrain(
     until = math.inf if budget_s is None else time.monotonic() + READING_SHARE * budget_s
     max_tokens = min(config.max_tokens, model.config.max_tokens)
     corpus = encode_corpus(texts, tokenizer, max_tokens, out.parent, until)
+    if init is None:
+        start_from_text(model.encoder.embeddings.tokens, *tokens_of(corpus.train, MAX_TOKENS))
     peak = config.lr or (2e-4 if init else 1e-3)
     run = Run(config, model.to(device), tokenizer, corpus, device, peak, content_hash(init) if init else None)
     print(run_line(run), file=sys.stderr)

@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model.encoder import EncoderConfig
     from training.build import TrainConfig
 
 READ_WHOLE = 0.99  # of the training rows
@@ -21,31 +22,60 @@ SHORTEST, LONGEST = 64, 512  # tokens, of which a model reads at least and, unle
 FULL_EPOCHS = 100_000  # rows, of which two epochs are enough
 MOST_EPOCHS = 20
 SMALLEST_BATCH, LARGEST_BATCH = 16, 256  # rows
+SHORT_TEXT = 16  # tokens
+SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
+DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast a run learns."""
+    """How long and how fast a run learns, and what is hidden from it meanwhile."""
 
     epochs: int
     batch_rows: int
     lr: float  # peak
+    dropout: float
+    token_dropout: float
 
 
-def choose_recipe(config: TrainConfig, rows: int, num_labels: int, *, from_scratch: bool) -> Recipe:
-    """The settings, and where they say nothing what the data asks for.
+def choose_recipe(
+    config: TrainConfig, encoder: EncoderConfig, *, rows: int, tokens: float, labels: int, has_mask: bool
+) -> Recipe:
+    """The settings, and where they say nothing what the data asks for: so many rows, of `tokens` tokens on average.
 
-    Epochs: 2 of 100,000 rows of two labels, more of fewer rows by the square root, and of more labels by
-    1 + log10(labels / 2) / 2; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 16 to 256.
-    Rate: for 32 rows a batch 5e-4 from scratch, 1e-4 from an encoder; by the square root of the batch beyond
-    (Malladi et al. 2022, https://arxiv.org/abs/2205.10287, for Adam).
+    Epochs: 2 of 100,000 rows of two labels, more of fewer rows by the square root, more of more labels by
+    1 + log10(labels / 2) / 2, and fewer of rows longer than SHORT_TEXT by the fourth root; 1 to 20. Batch: a quarter of
+    the square root of the rows, as a power of two, 16 to 256. Rate: for 32 rows a batch 1e-4, for a small encoder 5e-4,
+    by the square root of the batch beyond (Malladi et al. 2022, https://arxiv.org/abs/2205.10287, for Adam). A small
+    encoder learns its rows by heart before it has understood them: four numbers of ten and a word of five are hidden.
     """
-    variety = 1 + math.log10(max(num_labels, 2) / 2) / 2
-    epochs = round(2 * math.sqrt(FULL_EPOCHS / rows) * variety)
+    variety = 1 + math.log10(max(labels, 2) / 2) / 2
+    length = (SHORT_TEXT / max(tokens, SHORT_TEXT)) ** 0.25
+    epochs = round(2 * math.sqrt(FULL_EPOCHS / rows) * variety * length)
     batch = 2 ** round(math.log2(max(1.0, math.sqrt(rows) / 4)))
     batch_rows = config.batch_rows or min(LARGEST_BATCH, max(SMALLEST_BATCH, batch))
-    lr = (5e-4 if from_scratch else 1e-4) * math.sqrt(batch_rows / 32)
-    return Recipe(epochs=config.epochs or min(MOST_EPOCHS, max(1, epochs)), batch_rows=batch_rows, lr=config.lr or lr)
+    small = is_small(encoder)
+    hidden = SMALL_TOKEN_DROPOUT if small and has_mask else 0.0
+    return Recipe(
+        epochs=config.epochs or min(MOST_EPOCHS, max(1, epochs)),
+        batch_rows=batch_rows,
+        lr=config.lr or (5e-4 if small else 1e-4) * math.sqrt(batch_rows / 32),
+        dropout=choose_dropout(config, encoder),
+        token_dropout=hidden if config.token_dropout is None else config.token_dropout,
+    )
+
+
+def choose_dropout(config: TrainConfig, encoder: EncoderConfig) -> float:
+    """Share of the numbers between layers that are hidden in training."""
+    if config.dropout is not None:
+        return config.dropout
+    return SMALL_DROPOUT if is_small(encoder) else DROPOUT
+
+
+def is_small(encoder: EncoderConfig) -> bool:
+    """Whether an encoder knows little of language beyond its words, by the weights of its layers."""
+    up = encoder.feed_forward * (2 if encoder.gated else 1)
+    return encoder.layers * encoder.width * (4 * encoder.width + up + encoder.feed_forward) < SMALL_WEIGHTS
 
 
 def read_length(lengths: Sequence[int]) -> int:

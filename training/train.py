@@ -24,7 +24,7 @@ from model.bundle import content_hash
 from model.device import keep_freed_memory, trains_in_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
-from training.build import build
+from training.build import build, mean_tokens
 from training.calibrate import calibrate
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
@@ -138,7 +138,14 @@ def train(
         raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
     run = Run(
         config,
-        choose_recipe(config, len(train_set.examples), len(labels), from_scratch=init is None),
+        choose_recipe(
+            config,
+            classifier.config,
+            rows=len(train_set.examples),
+            tokens=mean_tokens(tokenizer, train_set.texts, max_tokens),
+            labels=len(labels),
+            has_mask=tokenizer.mask_id is not None,
+        ),
         classifier.to(device),
         tokenizer,
         labels,
@@ -227,7 +234,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         for indices in _bar(plan, at, recipe.epochs):
             shown = [rows[i] for i in indices] + draw(outside, at.step, recipe.batch_rows, config.seed)
             batch = make_batch(shown, "padded", model.config.pad_id, model.config.first_position)
-            mask_tokens(batch, config.token_dropout, run.tokenizer)
+            mask_tokens(batch, recipe.token_dropout, run.tokenizer)
             with run.autocast():
                 logits = model(batch.to(run.device))
             loss = aim.loss(logits[: len(indices)], indices)
