@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import word_order
 from accuracy import Set, chosen, drawn
 from architectures_speed import measure
-from baselines import BASELINES, NAMES, network, parameters
+from baselines import NAMES, RATES, network, parameters
 from timing import markdown
 from word_order import TOKENS
 
@@ -103,10 +103,9 @@ def prepare(name: str, task: Task, config: TrainConfig, budget_s: float, device:
         config = dataclasses.replace(config, max_tokens=max(TOKENS))
     encoder, tokenizer, max_tokens = build(config, task.train, len(labels), None)
     recipe = choose_recipe(config, len(task.train.examples), len(labels), from_scratch=True)
-    rate = BASELINES[name].rate if name in BASELINES else 1.0
     return Run(
         config,
-        dataclasses.replace(recipe, lr=recipe.lr * rate),
+        dataclasses.replace(recipe, lr=recipe.lr * RATES.get(name, 1.0)),
         network(name, encoder.config, len(labels), config.seed).to(device),
         tokenizer,
         labels,

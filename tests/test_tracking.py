@@ -63,6 +63,7 @@ def test_tensorboard_shows_every_step_each_epoch_and_the_bundle(data: Path, tmp_
     assert version.tensor_proto.string_val[0].decode() == manifest["version"]
 
 
+@pytest.mark.slow  # MLflow takes seconds to import, and more to make its tables
 def test_mlflow_has_the_run_with_its_settings_figures_and_version(data: Path, tmp_path: Path, database: Path) -> None:
     mlflow, uri = pytest.importorskip("mlflow"), f"sqlite:///{database}"
     assert train(tmp_path / "b", data, "--log", f"mlflow:{uri}") == 0
@@ -77,6 +78,7 @@ def test_mlflow_has_the_run_with_its_settings_figures_and_version(data: Path, tm
     assert run.data.metrics["dev/macro_f1"] == pytest.approx(manifest["metrics"]["dev"]["macro_f1"])
 
 
+@pytest.mark.slow  # MLflow takes seconds to import, and more to make its tables
 def test_a_run_that_ends_in_an_error_has_failed_there_too(
     data: Path, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_run_that_ends_in_an_error_has_failed_there_too(
     assert "train/loss" in run.data.metrics
 
 
+@pytest.mark.slow  # MLflow takes seconds to import, and more to make its tables
 def test_a_server_that_goes_away_costs_figures_and_not_the_training(
     data: Path, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
