@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "jinja2",
         "matplotlib",
         "huggingface_hub",  # the format of a model card
+        "mlflow",  # heed train --log mlflow
     },
     "service": {
         "model",

@@ -26,6 +26,7 @@ from training.evaluate import answer, score_answers
 from training.health import check
 from training.report import evaluation_text, linear_text
 from training.report_page import evaluated, make_report, report_files
+from training.tracking import Log
 from training.train import parts_of, train
 
 if TYPE_CHECKING:
@@ -68,6 +69,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="TIME", help="end the loop after 90s, 10m or 1h30m at the latest; default: after its epochs"
     )
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="TOOL",
+        help="follow the figures in tensorboard[:FOLDER] (default: runs) or mlflow[:URI] (default: as MLflow's own "
+        "variables say); may be given twice",
+    )
     add_run_arguments(parser, TrainConfig)
     _add_data_arguments(parser)
 
@@ -81,20 +90,23 @@ def train_command(args: argparse.Namespace) -> int:
         return _check(parts_of(train_set, dev_set, test_set, config.out_of_scope_label), config, args)
     if args.out is None:
         raise ValueError("where to write the bundle is missing, give --out FOLDER, or --check-only to train nothing")
-    manifest, evaluations = train(
-        config,
-        train_set,
-        dev_set,
-        test_set,
-        args.out,
-        init=starting_point(args.init) if args.init else None,
-        teacher=args.teacher,
-        budget_s=seconds_of(args.budget) if args.budget else math.inf,
-        device=choose_device(args.device),
-        resume=args.resume,
-        strict=args.strict,
-        command=shlex.join(["heed", *sys.argv[1:]]),
-    )
+    with Log(args.log, args.out.name) as log:
+        manifest, evaluations = train(
+            config,
+            train_set,
+            dev_set,
+            test_set,
+            args.out,
+            init=starting_point(args.init) if args.init else None,
+            teacher=args.teacher,
+            budget_s=seconds_of(args.budget) if args.budget else math.inf,
+            device=choose_device(args.device),
+            resume=args.resume,
+            strict=args.strict,
+            command=shlex.join(["heed", *sys.argv[1:]]),
+            log=log,
+        )
+        log.end(manifest)
     if args.json:
         linear = manifest.made_by["linear"]
         figures = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}

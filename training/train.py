@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.recipe import choose_recipe
 from training.report import epoch_line, run_line
 from training.teacher import teacher_logits
+from training.tracking import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,6 +74,12 @@ class Run:
     start: str | None = None
     teacher: Array | None = None
     budget_s: float = math.inf
+    log: Log = field(default_factory=Log)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was set, and what was chosen from the data."""
+        return dataclasses.asdict(self.config) | dataclasses.asdict(self.recipe) | {"max_tokens": self.max_tokens}
 
     @property
     def problem_type(self) -> ProblemType:
@@ -111,6 +118,7 @@ def train(
     resume: bool = False,
     strict: bool = False,
     command: str = "",
+    log: Log | None = None,
     on_step: Callable[[int], object] = lambda step: None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
@@ -118,7 +126,8 @@ def train(
     Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
     whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
     from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
-    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done.
+    `strict`, data with a serious finding is refused (training/health.py). log hears the figures (training/tracking.py),
+    on_step each step done.
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
@@ -156,8 +165,10 @@ def train(
         start=content_hash(init) if init else None,
         teacher=teacher_logits(teacher, train_set, labels, device) if teacher else None,
         budget_s=budget_s,
+        log=log or Log(),
     )
     print(run_line(run), file=sys.stderr)
+    run.log.begin(run.settings)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
     history = fit(run, checkpoint, resume=resume, on_step=on_step)
@@ -168,7 +179,7 @@ def train(
         "command": command,
         "init": {"folder": init.resolve().name, "version": run.start} if init else None,
         "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
-        "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
+        "config": run.settings,
         "seconds": seconds,
         "cost": training_cost(run, history),
         "data": {
@@ -244,10 +255,13 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {recipe.lr}")
             loss.backward()
             clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            set_lr(optimizer, recipe.lr * lr_scale(share, config.warmup, config.decay))
+            lr = recipe.lr * lr_scale(share, config.warmup, config.decay)
+            set_lr(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            at.after_step(loss_value, sum(lengths[i] for i in indices))
+            tokens = sum(lengths[i] for i in indices)
+            at.after_step(loss_value, tokens)
+            run.log.step(at, loss_value, lr, tokens)
             on_step(at.step)
             at.seconds = time.monotonic() - started
             share = share_of(run, at, total_steps)
@@ -265,6 +279,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
         at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
         print(epoch_line(at), file=sys.stderr)
+        run.log.epoch(at)
         save_checkpoint(checkpoint, model, best, optimizer, at, identity)
 
     if best is not None:
@@ -285,7 +300,7 @@ def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Ro
         return hashlib.sha256(content).hexdigest()
 
     return {
-        "config": dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe) | {"max_tokens": run.max_tokens},
+        "config": run.settings,
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
