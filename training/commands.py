@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
 
     from training.pretrain_build import PretrainConfig
+    from training.train import Loop
 
 MINILM = "minilm"
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
@@ -68,6 +69,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="TIME", help="end the loop after 90s, 10m or 1h30m at the latest; default: after its epochs"
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="share each step among N processes: a GPU each, or cores where none is"
+    )
+    parser.add_argument(
+        "--ray",
+        default="local",
+        metavar="ADDRESS",
+        help="Ray cluster that has the workers: auto, HOST:PORT; default: here",
+    )
     add_run_arguments(parser, TrainConfig)
     _add_data_arguments(parser)
 
@@ -90,10 +100,11 @@ def train_command(args: argparse.Namespace) -> int:
         init=starting_point(args.init) if args.init else None,
         teacher=args.teacher,
         budget_s=seconds_of(args.budget) if args.budget else math.inf,
-        device=choose_device(args.device),
+        device=choose_device("cpu" if args.workers else args.device),
         resume=args.resume,
         strict=args.strict,
         command=shlex.join(["heed", *sys.argv[1:]]),
+        loop=_loop(args),
     )
     if args.json:
         linear = manifest.made_by["linear"]
@@ -109,6 +120,17 @@ def train_command(args: argparse.Namespace) -> int:
     print(f"{linear_text(evaluations, manifest)}\n")
     print(f"bundle {args.out}, version {manifest.version}")
     return 0
+
+
+def _loop(args: argparse.Namespace) -> Loop | None:
+    """Where the loop runs, if not here. Ray is imported only for that."""
+    if args.workers is None:
+        return None
+    if args.workers < 1:
+        raise ValueError(f"--workers is not at least 1: {args.workers}")
+    from training.distributed import OnWorkers
+
+    return OnWorkers(args.workers, args.ray, args.device)
 
 
 def starting_point(name: str) -> Path:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from model.batch import make_batch
 from model.bundle import content_hash
@@ -32,15 +31,17 @@ from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
 from training.finish import finish
+from training.group import ALONE
 from training.health import check
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.recipe import choose_recipe
-from training.report import epoch_line, run_line
+from training.report import run_line
 from training.teacher import teacher_logits
+from training.watch import Meter, Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -52,7 +53,12 @@ if TYPE_CHECKING:
     from training.build import TrainConfig
     from training.data import Dataset
     from training.evaluate import Evaluation
+    from training.group import Alone
     from training.recipe import Recipe
+    from training.watch import Watch
+
+    Outcome = tuple[list[dict[str, Any]], dict[str, Any]]
+    Loop = Callable[..., Outcome]
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -112,13 +118,15 @@ def train(
     strict: bool = False,
     command: str = "",
     on_step: Callable[[int], object] = lambda step: None,
+    loop: Loop | None = None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
 
     Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
     whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
     from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
-    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done.
+    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done. `loop` is
+    fit(), or runs it somewhere else (training/distributed.py).
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
@@ -153,7 +161,7 @@ def train(
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
-    history = fit(run, checkpoint, resume=resume, on_step=on_step)
+    history, cost = (loop or fit)(run, checkpoint, resume=resume, watch=Screen(on_step))
     seconds = round(time.monotonic() - started)
 
     made_by = {
@@ -163,7 +171,7 @@ def train(
         "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
         "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
         "seconds": seconds,
-        "cost": training_cost(run, history),
+        "cost": cost,
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
             for name, dataset in parts.items()
@@ -198,9 +206,13 @@ def parts_of(
     return {"train": train_set} | held_out
 
 
-def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, Any]]:
-    """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
+def fit(run: Run, checkpoint: Path, *, resume: bool, watch: Watch, group: Alone = ALONE) -> Outcome:
+    """The loop: leaves the best weights in the classifier, returns a row of figures per epoch, and what it cost.
+
+    In a group, all of which run this, the first evaluates and writes the checkpoint.
+    """
     config, recipe, model = run.config, run.recipe, run.classifier
+    network = group.network(model)
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
     outside = run.outside_rows(run.train) if config.outlier_exposure else []
     aim = Aim(run)
@@ -217,19 +229,22 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     identity = identity_of(run, rows, dev_rows, outside)
     if resume:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
+    group.vary(config.seed, at.step)
 
     started = time.monotonic() - at.seconds
     saved_at = epoch_start = time.monotonic()
     share = share_of(run, at, total_steps)
     while at.epoch < recipe.epochs and at.epoch - at.best_epoch <= config.patience and share < 1:
         plan = plans[at.epoch]
+        meter = Meter(run.device, at, len(plan), recipe.epochs)
         model.train()
-        for indices in _bar(plan, at, recipe.epochs):
+        for indices in plan[at.batch :]:
             shown = [rows[i] for i in indices] + draw(outside, at.step, recipe.batch_rows, config.seed)
-            batch = make_batch(shown, "padded", model.config.pad_id, model.config.first_position)
+            batch = make_batch(group.share(shown), "padded", model.config.pad_id, model.config.first_position)
             mask_tokens(batch, config.token_dropout, run.tokenizer)
+            meter.start()
             with run.autocast():
-                logits = model(batch.to(run.device))
+                logits = group.whole(network(batch.to(run.device)), len(shown))
             loss = aim.loss(logits[: len(indices)], indices)
             loss = loss + config.outlier_exposure * exposure_loss(logits[len(indices) :])
             loss_value = loss.item()
@@ -240,29 +255,29 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
             set_lr(optimizer, recipe.lr * lr_scale(share, config.warmup, config.decay))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            meter.stop()
             at.after_step(loss_value, sum(lengths[i] for i in indices))
-            on_step(at.step)
-            at.seconds = time.monotonic() - started
+            watch.step(meter.pace(at))
+            [at.seconds] = group.agree(time.monotonic() - started)
             share = share_of(run, at, total_steps)
             if share >= 1:
                 break
-            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            if group.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
                 saved_at = time.monotonic()
 
-        with run.autocast():
-            logits_dev = forward_rows(model, dev_rows)
-        dev_score, dev_loss = dev_figures(run, logits_dev)
+        dev_score, dev_loss = group.agree(*(dev_figures(run, dev_rows) if group.is_first else (0.0, 0.0)))
         if dev_score > at.best_score:
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
-        print(epoch_line(at), file=sys.stderr)
-        save_checkpoint(checkpoint, model, best, optimizer, at, identity)
+        watch.epoch(at)
+        if group.is_first:
+            save_checkpoint(checkpoint, model, best, optimizer, at, identity)
 
     if best is not None:
         model.load_state_dict(best)
-    return at.history
+    return at.history, training_cost(run, at.history)
 
 
 def share_of(run: Run, at: Progress, total_steps: int) -> float:
@@ -297,17 +312,13 @@ def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
         batch.tokens[0] = batch.ids.masked_fill(is_chosen & ~is_special, tokenizer.mask_id)
 
 
-def dev_figures(run: Run, logits: Array) -> tuple[float, float]:
+def dev_figures(run: Run, rows: list[Row]) -> tuple[float, float]:
     """What chooses the best epoch (accuracy; macro-F1 at fitted thresholds where multi-label), and the loss, on dev."""
+    with run.autocast():
+        logits = forward_rows(run.classifier, rows)
     truth = targets(run.dev, run.labels)
     is_multi = run.problem_type == MULTI
     fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms) if is_multi else Calibration()
     figures = score(probabilities(logits, run.problem_type, fitted), truth, run.labels, fitted)
     chosen = figures.macro_f1 if is_multi else figures.accuracy
     return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), 0.0).item()
-
-
-def _bar(plan: list[list[int]], at: Progress, epochs: int) -> Iterable[list[int]]:
-    """The batches of an epoch that are left, under a progress bar where stderr is a terminal."""
-    name = f"epoch {at.epoch + 1}/{epochs}"
-    return tqdm(plan[at.batch :], name, len(plan), initial=at.batch, unit="batch", leave=False, disable=None)
