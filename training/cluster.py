@@ -61,3 +61,10 @@ def share_cluster(having: Sequence[dict[str, float]], workers: int, device: str)
         if sum(n // each for n in cores) >= workers:
             return {"CPU": each}
     raise ValueError(f"--workers is more than the cores of the cluster, which has {sum(cores)}: {workers}")
+
+
+def cause(error: BaseException | None) -> ValueError | None:
+    """The error of ours below one of Ray's, where there is one."""
+    while error is not None and not isinstance(error, ValueError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
 
     from training.pretrain_build import PretrainConfig
+    from training.search import Search
     from training.train import Loop
 
 MINILM = "minilm"
@@ -78,6 +79,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="Ray cluster that has the workers: auto, HOST:PORT; default: here",
     )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="try N settings first, a core or a GPU each, for --budget at most, and train with the best",
+    )
     add_run_arguments(parser, TrainConfig)
     _add_data_arguments(parser)
 
@@ -99,12 +106,13 @@ def train_command(args: argparse.Namespace) -> int:
         args.out,
         init=starting_point(args.init) if args.init else None,
         teacher=args.teacher,
-        budget_s=seconds_of(args.budget) if args.budget else math.inf,
+        budget_s=math.inf if args.search else _budget_s(args),
         device=choose_device("cpu" if args.workers else args.device),
         resume=args.resume,
         strict=args.strict,
         command=shlex.join(["heed", *sys.argv[1:]]),
         loop=_loop(args),
+        search=_search(args),
     )
     if args.json:
         linear = manifest.made_by["linear"]
@@ -131,6 +139,23 @@ def _loop(args: argparse.Namespace) -> Loop | None:
     from training.distributed import OnWorkers
 
     return OnWorkers(args.workers, args.ray, args.device)
+
+
+def _search(args: argparse.Namespace) -> Search | None:
+    """What chooses the settings, if not the user and the recipe."""
+    if args.search is None:
+        return None
+    if args.search < 1:
+        raise ValueError(f"--search is not at least 1: {args.search}")
+    if args.resume:
+        raise ValueError("--resume continues the training after a search with --set of what it found, not --search")
+    from training.search import Search
+
+    return Search(args.search, args.ray, args.device, _budget_s(args))
+
+
+def _budget_s(args: argparse.Namespace) -> float:
+    return seconds_of(args.budget) if args.budget else math.inf
 
 
 def starting_point(name: str) -> Path:

@@ -20,7 +20,7 @@ import torch
 
 from model.device import keep_freed_memory
 from training.checkpoint import has_checkpoint, load_outcome, remove_checkpoint
-from training.cluster import connect, nodes, share_cluster
+from training.cluster import cause, connect, nodes, share_cluster
 from training.group import Group
 from training.train import fit
 from training.watch import Watch
@@ -86,7 +86,7 @@ class OnWorkers:
             tell(watch, line)
             returned = outcome.result().return_value
         except ray.train.TrainingFailedError as error:
-            raise cause(error) from None
+            raise next(filter(None, map(cause, error.worker_failures.values())), error) from None
         finally:
             shutil.rmtree(seen, ignore_errors=True)
         if isinstance(returned, ValueError):
@@ -140,6 +140,10 @@ class Told(Watch):
     def __init__(self, line: Any) -> None:
         self._line = line
 
+    def begin(self, at: Progress) -> None:
+        """The run begins, or goes on."""
+        self._line.say.remote("begin", at)
+
     def step(self, pace: Pace) -> None:
         """A step is done."""
         self._line.say.remote("step", pace)
@@ -167,10 +171,3 @@ def in_thread(call: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=run, daemon=True).start()
     return outcome
-
-
-def cause(error: BaseException) -> BaseException:
-    """What a worker raised, where it is an error of ours."""
-    failures = getattr(error, "worker_failures", {}).values()
-    inner = [getattr(failure, "cause", None) or failure.__cause__ or failure for failure in failures]
-    return next((each for each in inner if isinstance(each, ValueError)), error)

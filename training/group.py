@@ -57,7 +57,7 @@ class Group(Alone):
 
     def network(self, model: nn.Module) -> nn.Module:
         """Averages the gradients of all processes."""
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model)
 
     def share(self, rows: list[T]) -> list[T]:
         """Every Wth row, as rows of a batch are sorted by length; the last is repeated until all shares are equal."""

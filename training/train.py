@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from model.scores import Array, ProblemType
     from model.tokens import Row, Tokenizer
     from training.build import TrainConfig
+    from training.candidates import Tried
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.group import Alone
@@ -119,14 +120,15 @@ def train(
     command: str = "",
     on_step: Callable[[int], object] = lambda step: None,
     loop: Loop | None = None,
+    search: Callable[[Run], tuple[TrainConfig, list[Tried]]] | None = None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
 
     Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
     whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
     from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
-    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done. `loop` is
-    fit(), or runs it somewhere else (training/distributed.py).
+    `strict`, data with a serious finding is refused (training/health.py). on_step hears each step done. `search`
+    chooses the settings (training/search.py). `loop` is fit(), or runs it somewhere else (training/distributed.py).
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
@@ -136,28 +138,13 @@ def train(
     print(health.table(), file=sys.stderr)
     if strict:
         health.refuse()
-    train_set, held_out = parts["train"], {name: part for name, part in parts.items() if name != "train"}
-    labels = train_set.label_names
-
     keep_freed_memory()
-    torch.manual_seed(config.seed)
-    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
-    if config.token_dropout and tokenizer.mask_id is None:
-        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
-    run = Run(
-        config,
-        choose_recipe(config, len(train_set.examples), len(labels), from_scratch=init is None),
-        classifier.to(device),
-        tokenizer,
-        labels,
-        train_set,
-        parts["dev"],
-        device,
-        max_tokens,
-        start=content_hash(init) if init else None,
-        teacher=teacher_logits(teacher, train_set, labels, device) if teacher else None,
-        budget_s=budget_s,
-    )
+    scores = teacher_logits(teacher, parts["train"], parts["train"].label_names, device) if teacher else None
+    run = replace(set_up(config, parts, init, device), teacher=scores, budget_s=budget_s)
+    tried: list[Tried] = []
+    if search is not None:
+        best, tried = search(run)
+        run = replace(set_up(best, parts, init, device), teacher=scores, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     started = time.monotonic()
@@ -169,7 +156,8 @@ def train(
         "command": command,
         "init": {"folder": init.resolve().name, "version": run.start} if init else None,
         "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
-        "config": dataclasses.asdict(config) | dataclasses.asdict(run.recipe) | {"max_tokens": max_tokens},
+        "config": dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe) | {"max_tokens": run.max_tokens},
+        "search": [dataclasses.asdict(each) for each in tried],
         "seconds": seconds,
         "cost": cost,
         "data": {
@@ -177,9 +165,31 @@ def train(
             for name, dataset in parts.items()
         },
     }
+    held_out = {name: part for name, part in parts.items() if name != "train"}
     result = finish(run, held_out, out, history, made_by, {"report/data.json": health.to_json()})
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device) -> Run:
+    """The run that settings describe, from scratch or from the encoder in `init`, its weights the same for a seed."""
+    train_set, labels = parts["train"], parts["train"].label_names
+    torch.manual_seed(config.seed)
+    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
+    if config.token_dropout and tokenizer.mask_id is None:
+        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
+    return Run(
+        config,
+        choose_recipe(config, len(train_set.examples), len(labels), from_scratch=init is None),
+        classifier.to(device),
+        tokenizer,
+        labels,
+        train_set,
+        parts["dev"],
+        device,
+        max_tokens,
+        start=content_hash(init) if init else None,
+    )
 
 
 def parts_of(
@@ -206,10 +216,10 @@ def parts_of(
     return {"train": train_set} | held_out
 
 
-def fit(run: Run, checkpoint: Path, *, resume: bool, watch: Watch, group: Alone = ALONE) -> Outcome:
+def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group: Alone = ALONE) -> Outcome:
     """The loop: leaves the best weights in the classifier, returns a row of figures per epoch, and what it cost.
 
-    In a group, all of which run this, the first evaluates and writes the checkpoint.
+    In a group, all of which run this, the first evaluates and writes the checkpoint, where there is to be one.
     """
     config, recipe, model = run.config, run.recipe, run.classifier
     network = group.network(model)
@@ -227,8 +237,9 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, watch: Watch, group: Alone 
     optimizer = make_optimizer(model, config.weight_decay, layer_decay=config.layer_decay)
     at, best = Progress(), None
     identity = identity_of(run, rows, dev_rows, outside)
-    if resume:
+    if resume and checkpoint:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
+    watch.begin(at)
     group.vary(config.seed, at.step)
 
     started = time.monotonic() - at.seconds
@@ -262,7 +273,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, watch: Watch, group: Alone 
             share = share_of(run, at, total_steps)
             if share >= 1:
                 break
-            if group.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            if group.is_first and checkpoint and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
                 saved_at = time.monotonic()
 
@@ -272,7 +283,7 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, watch: Watch, group: Alone 
         at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
         watch.epoch(at)
-        if group.is_first:
+        if group.is_first and checkpoint:
             save_checkpoint(checkpoint, model, best, optimizer, at, identity)
 
     if best is not None:

@@ -42,6 +42,9 @@ class Pace:
 class Watch:
     """Hears how a run goes, and does nothing."""
 
+    def begin(self, at: Progress) -> None:
+        """The run begins, or goes on from a checkpoint."""
+
     def step(self, pace: Pace) -> None:
         """A step is done."""
 
@@ -56,6 +59,12 @@ class Screen(Watch):
         self._on_step = on_step
         self._bar: Any = None
 
+    def begin(self, at: Progress) -> None:
+        """Say where a run goes on."""
+        self._take_bar_away()
+        if at.step:
+            print(f"goes on from its checkpoint, after step {at.step} in epoch {at.epoch + 1}", file=sys.stderr)
+
     def step(self, pace: Pace) -> None:
         """Move the bar."""
         if self._bar is None:
@@ -69,11 +78,14 @@ class Screen(Watch):
         self._on_step(pace.step)
 
     def epoch(self, at: Progress) -> None:
-        """Take the bar away and print the line."""
+        """Print its line in place of the bar."""
+        self._take_bar_away()
+        print(epoch_line(at), file=sys.stderr)
+
+    def _take_bar_away(self) -> None:
         if self._bar is not None:
             self._bar.close()
         self._bar = None
-        print(epoch_line(at), file=sys.stderr)
 
 
 class Meter:
