@@ -70,7 +70,8 @@ class Search:
         return replace(run.config, **tried[0].settings), tried
 
     def _tune(self, run: Run, drawn: list[TrainConfig], needs: dict[str, int]) -> ray.tune.ResultGrid:
-        os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+        quiet = ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER")  # Ctrl-C ends the command
+        os.environ |= dict.fromkeys(quiet, "1") | {"RAY_AIR_NEW_OUTPUT": "0"}
         with (
             tempfile.TemporaryDirectory() as folder,
             tqdm(total=len(drawn), desc="search", unit="trial", leave=False, disable=None) as bar,

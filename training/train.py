@@ -37,11 +37,12 @@ from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.recipe import choose_recipe
 from training.report import run_line
+from training.rows import EncodedRows, digest
 from training.teacher import teacher_logits
 from training.watch import Meter, Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -95,13 +96,13 @@ class Run:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
 
-    def rows(self, dataset: Dataset) -> list[Row]:
+    def rows(self, dataset: Dataset) -> EncodedRows:
         """The texts as token ids."""
-        return self.tokenizer.encode(dataset.texts, self.max_tokens)
+        return EncodedRows(self.tokenizer, dataset.texts, self.max_tokens)
 
-    def outside_rows(self, dataset: Dataset) -> list[Row]:
+    def outside_rows(self, dataset: Dataset) -> EncodedRows:
         """Those that are of no class."""
-        return self.tokenizer.encode(dataset.outside, self.max_tokens)
+        return EncodedRows(self.tokenizer, dataset.outside, self.max_tokens)
 
 
 def train(
@@ -226,7 +227,7 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
     outside = run.outside_rows(run.train) if config.outlier_exposure else []
     aim = Aim(run)
-    lengths = [len(row.ids) for row in rows]
+    lengths = rows.lengths
     plans = [
         epoch_batches(
             lengths, batch_rows=recipe.batch_rows, batch_tokens=config.batch_tokens, seed=config.seed, epoch=e
@@ -296,21 +297,20 @@ def share_of(run: Run, at: Progress, total_steps: int) -> float:
     return max((at.step + 0.5) / total_steps, at.seconds / run.budget_s)
 
 
-def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Row]) -> dict[str, Any]:
+def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside: Sequence[Row]) -> dict[str, Any]:
     """What must be equal for a run to be the continuation of another: settings, rows as encoded, labels, start."""
 
-    def digest(part: list[Row], dataset: Dataset) -> str:
-        content = repr([row.ids for row in part]).encode() + targets(dataset, run.labels).tobytes()
-        return hashlib.sha256(content).hexdigest()
+    def both(part: Sequence[Row], dataset: Dataset) -> list[str]:
+        return [digest(part), hashlib.sha256(targets(dataset, run.labels).tobytes()).hexdigest()]
 
     return {
         "config": dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe) | {"max_tokens": run.max_tokens},
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
-        "training data": digest(rows, run.train),
-        "dev data": digest(dev_rows, run.dev),
-        "rows out of scope": hashlib.sha256(repr([row.ids for row in outside]).encode()).hexdigest(),
+        "training data": both(rows, run.train),
+        "dev data": both(dev_rows, run.dev),
+        "rows out of scope": digest(outside),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
 
@@ -323,7 +323,7 @@ def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
         batch.tokens[0] = batch.ids.masked_fill(is_chosen & ~is_special, tokenizer.mask_id)
 
 
-def dev_figures(run: Run, rows: list[Row]) -> tuple[float, float]:
+def dev_figures(run: Run, rows: Sequence[Row]) -> tuple[float, float]:
     """What chooses the best epoch (accuracy; macro-F1 at fitted thresholds where multi-label), and the loss, on dev."""
     with run.autocast():
         logits = forward_rows(run.classifier, rows)
