@@ -86,7 +86,8 @@ class OnWorkers:
             tell(watch, line)
             returned = outcome.result().return_value
         except ray.train.TrainingFailedError as error:
-            raise next(filter(None, map(cause, error.worker_failures.values())), error) from None
+            failures = getattr(error, "worker_failures", {}).values()
+            raise next(filter(None, map(cause, failures)), error) from None
         finally:
             shutil.rmtree(seen, ignore_errors=True)
         if isinstance(returned, ValueError):
