@@ -34,13 +34,13 @@ from model.device import choose_device, keep_freed_memory
 from model.disk import write
 from model.forward import forward_rows
 from model.scores import Calibration, probabilities
-from training.build import TrainConfig, build
+from training.build import TrainConfig, build, recipe_of
 from training.commands import read_config, seconds_of
-from training.cost import training_cost
 from training.data import Dataset, read_dataset, split, targets
 from training.evaluate import score
-from training.recipe import MOST_EPOCHS, choose_recipe
+from training.recipe import MOST_EPOCHS
 from training.train import Run, fit
+from training.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -86,11 +86,11 @@ def learn(name: str, task: Task, config: TrainConfig, budget_s: float, device: t
     run = prepare(name, task, config, budget_s, device)
     print(f"{name} on {task.name}, {parameters(run.classifier):,} parameters", file=sys.stderr)
     checkpoint = file.with_suffix(".checkpoint")
-    history = fit(run, checkpoint, resume=checkpoint.exists(), on_step=lambda step: None)
+    history, cost = fit(run, checkpoint, resume=checkpoint.exists(), watch=Watch())
     figures = {
         "epochs": len(history),
         "seconds": sum(row["seconds"] for row in history),
-        "cost": training_cost(run, history),
+        "cost": cost,
         "accuracy": {part: accuracy(run, dataset) for part, dataset in task.parts.items()},
     }
     write(file, json.dumps(figures, indent=1) + "\n")
@@ -102,7 +102,7 @@ def prepare(name: str, task: Task, config: TrainConfig, budget_s: float, device:
     if task.name == ORDER:
         config = dataclasses.replace(config, max_tokens=max(TOKENS))
     encoder, tokenizer, max_tokens = build(config, task.train, len(labels), None)
-    recipe = choose_recipe(config, len(task.train.examples), len(labels), from_scratch=True)
+    recipe = recipe_of(config, encoder.config, tokenizer, task.train, max_tokens)
     return Run(
         config,
         dataclasses.replace(recipe, lr=recipe.lr * RATES.get(name, 1.0)),

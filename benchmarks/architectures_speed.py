@@ -33,7 +33,7 @@ LABELS = 2
 def measure(config: TrainConfig, device: torch.device, rounds: int) -> dict[str, dict[str, Any]]:
     """Of each architecture: parameters, texts_per_s by tokens of a text, one_s, seconds of a short text alone."""
     shape = scratch_shape(config)
-    encoder = from_scratch(shape, shape["vocab_size"], max(TOKENS), config.dropout)
+    encoder = from_scratch(shape, shape["vocab_size"], max(TOKENS))
     networks = {name: network(name, encoder, LABELS, config.seed).to(device).eval() for name in NAMES}
     passes = {name: Forward(model) for name, model in networks.items()}
     rng, full = random.Random(config.seed), passes[ENCODER].full_pass

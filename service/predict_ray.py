@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from model.address import check_reachable
 from model.bundle import load_bundle
 from model.device import choose_device, choose_precision
 from model.records import FileError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from service.predict_rows import Reading, Written
     from service.schemas import OnLong
 
-CONNECT_S = 5.0
 ONE_CHUNK = 1  # bytes of a block, so that each chunk is a block of its own, and none waits for others
 
 
@@ -98,16 +97,6 @@ class OnRay:
             raise _cause(error) from None
         finally:
             ray.shutdown()
-
-
-def check_reachable(address: str) -> None:
-    """Raise ValueError where nothing listens at HOST:PORT: Ray would try for many minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon:
-        try:
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--ray {address}: {error}") from None
 
 
 def share_cluster(resources: dict[str, float], device: str) -> tuple[int, dict[str, int]]:

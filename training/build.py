@@ -15,7 +15,7 @@ from model.convert import load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
 from training.cooccurrence import MAX_TOKENS, start_from_text
-from training.recipe import LONGEST, choose_dropout, read_length
+from training.recipe import LONGEST, choose_dropout, choose_recipe, read_length
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from model.tokens import Text, Tokenizer
     from training.data import Dataset
+    from training.recipe import Recipe
 
 SCRATCH: dict[str, Any] = {  # what a run without --init has where the settings say nothing
     "family": "modernbert",
@@ -71,7 +72,9 @@ class TrainConfig:
     dropout: float | None = None
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
-    patience: int = 2  # epochs without a better dev score before stopping
+    patience: int = (
+        5  # epochs without a better dev score before stopping; the rate falls to the end, and the last are best
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
     coverage: float = 0.9  # share of texts whose label set holds the true label
@@ -168,6 +171,20 @@ def build(
 def worth_reading(tokenizer: Tokenizer, texts: Sequence[Text]) -> int:
     """Tokens of a text that a model is to read, by the lengths of the training texts; of many, by some of them."""
     return read_length([row.tokens + row.truncated for row in tokenizer.encode(_some(texts), LONGEST)])
+
+
+def recipe_of(
+    config: TrainConfig, encoder: EncoderConfig, tokenizer: Tokenizer, train_set: Dataset, max_tokens: int
+) -> Recipe:
+    """What a run follows with these rows."""
+    return choose_recipe(
+        config,
+        encoder,
+        rows=len(train_set.examples),
+        tokens=mean_tokens(tokenizer, train_set.texts, max_tokens),
+        labels=len(train_set.label_names),
+        has_mask=tokenizer.mask_id is not None,
+    )
 
 
 def mean_tokens(tokenizer: Tokenizer, texts: Sequence[Text], max_tokens: int) -> float:

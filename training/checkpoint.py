@@ -100,10 +100,9 @@ def load_checkpoint(
 
     Raises ValueError where there is no checkpoint, or it belongs to other settings or data.
     """
-    if not folder.exists():  # stopped between two renames: the one before is whole
-        folder = folder.with_name(folder.name + ".old")
-    if not folder.exists():
+    if not has_checkpoint(folder):
         raise ValueError(f"there is no checkpoint to resume: {folder.with_suffix('')}")
+    folder = _whole(folder)
     state = json.loads((folder / "progress.json").read_text())
     differs = [key for key in identity if json.loads(json.dumps(identity[key])) != state["identity"].get(key)]
     if differs:
@@ -117,6 +116,28 @@ def load_checkpoint(
         if f"rng.cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{i}"], i)
     return Progress(**state["progress"]), best
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to go on from."""
+    return _whole(folder).exists()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Leave none."""
+    for each in (folder, _whole(folder)):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def load_outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """What a run has left that is over: its row of figures per epoch, and the best weights."""
+    history: list[dict[str, Any]] = json.loads((folder / "progress.json").read_text())["progress"]["history"]
+    return history, load_file(folder / "best.safetensors")
+
+
+def _whole(folder: Path) -> Path:
+    """The checkpoint, or where a run was stopped between two renames the one before."""
+    return folder if folder.exists() else folder.with_name(folder.name + ".old")
 
 
 def _random_tensors() -> dict[str, Tensor]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import argparse
 
     from training.pretrain_build import PretrainConfig
+    from training.search import Search
+    from training.train import Loop
 
 MINILM = "minilm"
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
@@ -77,6 +79,21 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="follow the figures in tensorboard[:FOLDER] (default: runs) or mlflow[:URI] (default: as MLflow's own "
         "variables say); may be given twice",
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="share each step among N processes: a GPU each, or cores where none is"
+    )
+    parser.add_argument(
+        "--ray",
+        default="local",
+        metavar="ADDRESS",
+        help="Ray cluster that has the workers: auto, HOST:PORT; default: here",
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="try N settings first, a core or a GPU each, for --budget at most, and train with the best",
+    )
     add_run_arguments(parser, TrainConfig)
     _add_data_arguments(parser)
 
@@ -99,14 +116,15 @@ def train_command(args: argparse.Namespace) -> int:
             args.out,
             init=starting_point(args.init) if args.init else None,
             teacher=args.teacher,
-            budget_s=seconds_of(args.budget) if args.budget else math.inf,
-            device=choose_device(args.device),
+            budget_s=math.inf if args.search else _budget_s(args),
+            device=choose_device("cpu" if args.workers else args.device),
             resume=args.resume,
             strict=args.strict,
             command=shlex.join(["heed", *sys.argv[1:]]),
+            loop=_loop(args),
+            search=_search(args),
             log=log,
         )
-        log.end(manifest)
     if args.json:
         linear = manifest.made_by["linear"]
         figures = {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
@@ -121,6 +139,34 @@ def train_command(args: argparse.Namespace) -> int:
     print(f"{linear_text(evaluations, manifest)}\n")
     print(f"bundle {args.out}, version {manifest.version}")
     return 0
+
+
+def _loop(args: argparse.Namespace) -> Loop | None:
+    """Where the loop runs, if not here. Ray is imported only for that."""
+    if args.workers is None:
+        return None
+    if args.workers < 1:
+        raise ValueError(f"--workers is not at least 1: {args.workers}")
+    from training.distributed import OnWorkers
+
+    return OnWorkers(args.workers, args.ray, args.device)
+
+
+def _search(args: argparse.Namespace) -> Search | None:
+    """What chooses the settings, if not the user and the recipe."""
+    if args.search is None:
+        return None
+    if args.search < 1:
+        raise ValueError(f"--search is not at least 1: {args.search}")
+    if args.resume:
+        raise ValueError("--resume continues the training after a search with --set of what it found, not --search")
+    from training.search import Search
+
+    return Search(args.search, args.ray, args.device, _budget_s(args))
+
+
+def _budget_s(args: argparse.Namespace) -> float:
+    return seconds_of(args.budget) if args.budget else math.inf
 
 
 def starting_point(name: str) -> Path:

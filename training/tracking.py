@@ -13,12 +13,15 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from training.watch import Watch
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from model.manifest import Manifest
     from training.checkpoint import Progress
+    from training.watch import Pace
 
 EXPERIMENT = "heed"  # of MLflow, where MLFLOW_EXPERIMENT_NAME says nothing
 RUNS = "runs"  # TensorBoard's own default
@@ -121,8 +124,8 @@ class MLflow:
 TRACKERS: dict[str, type[TensorBoard | MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
-class Log:
-    """What the loop speaks to, for a run of a name; without specs, TOOL or TOOL:WHERE, it does nothing.
+class Log(Watch):
+    """Hears a run of a name, and tells the tools; without specs, TOOL or TOOL:WHERE, it does nothing.
 
     Raises ValueError for a spec that is none.
     """
@@ -133,10 +136,10 @@ class Log:
         self._specs, self._name = specs, name
         self._trackers: list[Tracker] = []
         self._version: str | None = None
-        self._step, self._step_ended = 0, 0.0
+        self._step = 0
 
     def __enter__(self) -> Log:
-        """Itself; begin() opens the tools, so that a run that is refused before it leaves nothing there."""
+        """Itself; open() opens the tools, so that a run that is refused before it leaves nothing there."""
         return self
 
     def __exit__(
@@ -146,17 +149,15 @@ class Log:
         for tracker in self._trackers:
             tracker.close(self._version)
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Before the first step. Raises ValueError where a tool is not installed or cannot be written to."""
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Before a run with such settings. Raises ValueError where a tool is not installed or cannot be written to."""
         for spec in self._specs:
             self._trackers.append(_open(spec, self._name, settings))
-        self._step_ended = time.monotonic()
 
-    def step(self, at: Progress, loss: float, lr: float, tokens: int) -> None:
-        """After a step; tokens are those of its rows."""
-        before, self._step_ended = self._step_ended, time.monotonic()
-        self._step = at.step
-        self._tell({"train/loss": loss, "train/lr": lr, "train/tokens_per_s": tokens / (self._step_ended - before)})
+    def step(self, pace: Pace) -> None:
+        """A step is done."""
+        self._step = pace.step
+        self._tell({"train/loss": pace.loss, "train/lr": pace.lr, "train/tokens_per_s": pace.tokens_per_s})
 
     def epoch(self, at: Progress) -> None:
         """After an epoch and its figures on dev."""
@@ -164,7 +165,6 @@ class Log:
         self._tell({"dev/loss": row["dev_loss"], "dev/score": row["dev_score"]})
         for tracker in self._trackers:
             tracker.flush()
-        self._step_ended = time.monotonic()
 
     def end(self, manifest: Manifest) -> None:
         """The figures of the bundle that was written, by its held-out parts."""

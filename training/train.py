@@ -12,19 +12,18 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from model.batch import make_batch
 from model.bundle import content_hash
 from model.device import keep_freed_memory, trains_in_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
-from training.build import build, mean_tokens
+from training.build import build, recipe_of
 from training.calibrate import calibrate
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
@@ -32,16 +31,18 @@ from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
 from training.finish import finish
+from training.group import ALONE
 from training.health import check
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
-from training.recipe import choose_recipe
-from training.report import epoch_line, run_line
+from training.report import run_line
+from training.rows import EncodedRows, digest
 from training.teacher import teacher_logits
 from training.tracking import Log
+from training.watch import Both, Meter, Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -51,9 +52,15 @@ if TYPE_CHECKING:
     from model.scores import Array, ProblemType
     from model.tokens import Row, Tokenizer
     from training.build import TrainConfig
+    from training.candidates import Tried
     from training.data import Dataset
     from training.evaluate import Evaluation
+    from training.group import Alone
     from training.recipe import Recipe
+    from training.watch import Watch
+
+    Outcome = tuple[list[dict[str, Any]], dict[str, Any]]
+    Loop = Callable[..., Outcome]
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -74,11 +81,10 @@ class Run:
     start: str | None = None
     teacher: Array | None = None
     budget_s: float = math.inf
-    log: Log = field(default_factory=Log)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was set, and what was chosen from the data."""
+        """What was set, with what the recipe chose where nothing was."""
         return dataclasses.asdict(self.config) | dataclasses.asdict(self.recipe) | {"max_tokens": self.max_tokens}
 
     @property
@@ -95,13 +101,13 @@ class Run:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
 
-    def rows(self, dataset: Dataset) -> list[Row]:
+    def rows(self, dataset: Dataset) -> EncodedRows:
         """The texts as token ids."""
-        return self.tokenizer.encode(dataset.texts, self.max_tokens)
+        return EncodedRows(self.tokenizer, dataset.texts, self.max_tokens)
 
-    def outside_rows(self, dataset: Dataset) -> list[Row]:
+    def outside_rows(self, dataset: Dataset) -> EncodedRows:
         """Those that are of no class."""
-        return self.tokenizer.encode(dataset.outside, self.max_tokens)
+        return EncodedRows(self.tokenizer, dataset.outside, self.max_tokens)
 
 
 def train(
@@ -120,14 +126,17 @@ def train(
     command: str = "",
     log: Log | None = None,
     on_step: Callable[[int], object] = lambda step: None,
+    loop: Loop | None = None,
+    search: Callable[[Run], tuple[TrainConfig, list[Tried]]] | None = None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
 
     Without a dev set, a tenth of the training texts is held out by hash. `teacher` is a bundle with the same labels,
     whose scores are learned beside the labels. The loop ends after budget_s seconds at the latest. `resume` continues
     from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
-    `strict`, data with a serious finding is refused (training/health.py). log hears the figures (training/tracking.py),
-    on_step each step done.
+    `strict`, data with a serious finding is refused (training/health.py). `log` hears the figures
+    (training/tracking.py), on_step each step done. `search` chooses the settings (training/search.py). `loop` is fit(),
+    or runs it somewhere else (training/distributed.py).
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
@@ -137,41 +146,19 @@ def train(
     print(health.table(), file=sys.stderr)
     if strict:
         health.refuse()
-    train_set, held_out = parts["train"], {name: part for name, part in parts.items() if name != "train"}
-    labels = train_set.label_names
-
     keep_freed_memory()
-    torch.manual_seed(config.seed)
-    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
-    if config.token_dropout and tokenizer.mask_id is None:
-        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
-    run = Run(
-        config,
-        choose_recipe(
-            config,
-            classifier.config,
-            rows=len(train_set.examples),
-            tokens=mean_tokens(tokenizer, train_set.texts, max_tokens),
-            labels=len(labels),
-            has_mask=tokenizer.mask_id is not None,
-        ),
-        classifier.to(device),
-        tokenizer,
-        labels,
-        train_set,
-        parts["dev"],
-        device,
-        max_tokens,
-        start=content_hash(init) if init else None,
-        teacher=teacher_logits(teacher, train_set, labels, device) if teacher else None,
-        budget_s=budget_s,
-        log=log or Log(),
-    )
+    scores = teacher_logits(teacher, parts["train"], parts["train"].label_names, device) if teacher else None
+    run = replace(set_up(config, parts, init, device), teacher=scores, budget_s=budget_s)
+    tried: list[Tried] = []
+    if search is not None:
+        best, tried = search(run)
+        run = replace(set_up(best, parts, init, device), teacher=scores, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
-    run.log.begin(run.settings)
     checkpoint = out.with_name(out.name + ".checkpoint")
+    log = log or Log()
+    log.open(run.settings)
     started = time.monotonic()
-    history = fit(run, checkpoint, resume=resume, on_step=on_step)
+    history, cost = (loop or fit)(run, checkpoint, resume=resume, watch=Both(Screen(on_step), log))
     seconds = round(time.monotonic() - started)
 
     made_by = {
@@ -180,16 +167,40 @@ def train(
         "init": {"folder": init.resolve().name, "version": run.start} if init else None,
         "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
         "config": run.settings,
+        "search": [dataclasses.asdict(each) for each in tried],
         "seconds": seconds,
-        "cost": training_cost(run, history),
+        "cost": cost,
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
             for name, dataset in parts.items()
         },
     }
+    held_out = {name: part for name, part in parts.items() if name != "train"}
     result = finish(run, held_out, out, history, made_by, {"report/data.json": health.to_json()})
+    log.end(result[0])
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device) -> Run:
+    """The run that settings describe, from scratch or from the encoder in `init`, its weights the same for a seed."""
+    train_set, labels = parts["train"], parts["train"].label_names
+    torch.manual_seed(config.seed)
+    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
+    if config.token_dropout and tokenizer.mask_id is None:
+        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
+    return Run(
+        config,
+        recipe_of(config, classifier.config, tokenizer, train_set, max_tokens),
+        classifier.to(device),
+        tokenizer,
+        labels,
+        train_set,
+        parts["dev"],
+        device,
+        max_tokens,
+        start=content_hash(init) if init else None,
+    )
 
 
 def parts_of(
@@ -216,13 +227,17 @@ def parts_of(
     return {"train": train_set} | held_out
 
 
-def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], object]) -> list[dict[str, Any]]:
-    """The loop: leaves the best weights in the classifier, returns a row of figures per epoch."""
+def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group: Alone = ALONE) -> Outcome:
+    """The loop: leaves the best weights in the classifier, returns a row of figures per epoch, and what it cost.
+
+    In a group, all of which run this, the first evaluates and writes the checkpoint, where there is to be one.
+    """
     config, recipe, model = run.config, run.recipe, run.classifier
+    network = group.network(model)
     rows, dev_rows = run.rows(run.train), run.rows(run.dev)
     outside = run.outside_rows(run.train) if config.outlier_exposure else []
     aim = Aim(run)
-    lengths = [len(row.ids) for row in rows]
+    lengths = rows.lengths
     plans = [
         epoch_batches(
             lengths, batch_rows=recipe.batch_rows, batch_tokens=config.batch_tokens, seed=config.seed, epoch=e
@@ -233,21 +248,25 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
     optimizer = make_optimizer(model, config.weight_decay, layer_decay=config.layer_decay)
     at, best = Progress(), None
     identity = identity_of(run, rows, dev_rows, outside)
-    if resume:
+    if resume and checkpoint:
         at, best = load_checkpoint(checkpoint, model, optimizer, identity)
+    watch.begin(at)
+    group.vary(config.seed, at.step)
 
     started = time.monotonic() - at.seconds
     saved_at = epoch_start = time.monotonic()
     share = share_of(run, at, total_steps)
     while at.epoch < recipe.epochs and at.epoch - at.best_epoch <= config.patience and share < 1:
         plan = plans[at.epoch]
+        meter = Meter(run.device, at, len(plan), recipe.epochs)
         model.train()
-        for indices in _bar(plan, at, recipe.epochs):
+        for indices in plan[at.batch :]:
             shown = [rows[i] for i in indices] + draw(outside, at.step, recipe.batch_rows, config.seed)
-            batch = make_batch(shown, "padded", model.config.pad_id, model.config.first_position)
+            batch = make_batch(group.share(shown), "padded", model.config.pad_id, model.config.first_position)
             mask_tokens(batch, recipe.token_dropout, run.tokenizer)
+            meter.start()
             with run.autocast():
-                logits = model(batch.to(run.device))
+                logits = group.whole(network(batch.to(run.device)), len(shown))
             loss = aim.loss(logits[: len(indices)], indices)
             loss = loss + config.outlier_exposure * exposure_loss(logits[len(indices) :])
             loss_value = loss.item()
@@ -259,32 +278,29 @@ def fit(run: Run, checkpoint: Path, *, resume: bool, on_step: Callable[[int], ob
             set_lr(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            tokens = sum(lengths[i] for i in indices)
-            at.after_step(loss_value, tokens)
-            run.log.step(at, loss_value, lr, tokens)
-            on_step(at.step)
-            at.seconds = time.monotonic() - started
+            meter.stop()
+            at.after_step(loss_value, sum(lengths[i] for i in indices))
+            watch.step(meter.pace(at, loss_value, lr))
+            [at.seconds] = group.agree(time.monotonic() - started)
             share = share_of(run, at, total_steps)
             if share >= 1:
                 break
-            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            if group.is_first and checkpoint and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
                 saved_at = time.monotonic()
 
-        with run.autocast():
-            logits_dev = forward_rows(model, dev_rows)
-        dev_score, dev_loss = dev_figures(run, logits_dev)
+        dev_score, dev_loss = group.agree(*(dev_figures(run, dev_rows) if group.is_first else (0.0, 0.0)))
         if dev_score > at.best_score:
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
-        print(epoch_line(at), file=sys.stderr)
-        run.log.epoch(at)
-        save_checkpoint(checkpoint, model, best, optimizer, at, identity)
+        watch.epoch(at)
+        if group.is_first and checkpoint:
+            save_checkpoint(checkpoint, model, best, optimizer, at, identity)
 
     if best is not None:
         model.load_state_dict(best)
-    return at.history
+    return at.history, training_cost(run, at.history)
 
 
 def share_of(run: Run, at: Progress, total_steps: int) -> float:
@@ -292,21 +308,20 @@ def share_of(run: Run, at: Progress, total_steps: int) -> float:
     return max((at.step + 0.5) / total_steps, at.seconds / run.budget_s)
 
 
-def identity_of(run: Run, rows: list[Row], dev_rows: list[Row], outside: list[Row]) -> dict[str, Any]:
+def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside: Sequence[Row]) -> dict[str, Any]:
     """What must be equal for a run to be the continuation of another: settings, rows as encoded, labels, start."""
 
-    def digest(part: list[Row], dataset: Dataset) -> str:
-        content = repr([row.ids for row in part]).encode() + targets(dataset, run.labels).tobytes()
-        return hashlib.sha256(content).hexdigest()
+    def both(part: Sequence[Row], dataset: Dataset) -> list[str]:
+        return [digest(part), hashlib.sha256(targets(dataset, run.labels).tobytes()).hexdigest()]
 
     return {
         "config": run.settings,
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
-        "training data": digest(rows, run.train),
-        "dev data": digest(dev_rows, run.dev),
-        "rows out of scope": hashlib.sha256(repr([row.ids for row in outside]).encode()).hexdigest(),
+        "training data": both(rows, run.train),
+        "dev data": both(dev_rows, run.dev),
+        "rows out of scope": digest(outside),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
 
@@ -319,17 +334,13 @@ def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
         batch.tokens[0] = batch.ids.masked_fill(is_chosen & ~is_special, tokenizer.mask_id)
 
 
-def dev_figures(run: Run, logits: Array) -> tuple[float, float]:
+def dev_figures(run: Run, rows: Sequence[Row]) -> tuple[float, float]:
     """What chooses the best epoch (accuracy; macro-F1 at fitted thresholds where multi-label), and the loss, on dev."""
+    with run.autocast():
+        logits = forward_rows(run.classifier, rows)
     truth = targets(run.dev, run.labels)
     is_multi = run.problem_type == MULTI
     fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms) if is_multi else Calibration()
     figures = score(probabilities(logits, run.problem_type, fitted), truth, run.labels, fitted)
     chosen = figures.macro_f1 if is_multi else figures.accuracy
     return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), 0.0).item()
-
-
-def _bar(plan: list[list[int]], at: Progress, epochs: int) -> Iterable[list[int]]:
-    """The batches of an epoch that are left, under a progress bar where stderr is a terminal."""
-    name = f"epoch {at.epoch + 1}/{epochs}"
-    return tqdm(plan[at.batch :], name, len(plan), initial=at.batch, unit="batch", leave=False, disable=None)
