@@ -193,6 +193,14 @@ def test_a_budget_ends_a_run_that_has_no_other_end(text: TextFiles, tmp_path: Pa
     assert load_encoder(tmp_path / "e")[0].width == 16
 
 
+def test_the_texts_of_every_flag_are_read(text: TextFiles, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "more.txt").write_text("\n".join(calls(100)))
+    small = ["layers=1", "width=16", "heads=1", "feed_forward=16", "vocab_size=300", "epochs=1", "evaluations=1"]
+    flags = ["--text", str(text.files[0]), "--text", str(tmp_path / "more.txt"), "--out", str(tmp_path / "e")]
+    assert main(["pretrain", *flags, *(f"--set={setting}" for setting in small)]) == 0
+    assert f"{len(list(text.texts())) + 100:,} texts" in capsys.readouterr().err
+
+
 def test_a_run_that_diverges_stops_and_says_so(text: TextFiles, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the loss is no number at step .* lower than: 1e"):
         pretrain(dataclasses.replace(SMALL, lr=1e30), text, tmp_path / "e", device=CPU)

@@ -25,6 +25,7 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         nargs="+",
+        action="extend",
         required=True,
         metavar="FILE",
         help="texts: .jsonl, .csv, .tsv or .parquet with a field text, or .txt with a text a line, "
