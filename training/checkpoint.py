@@ -7,6 +7,7 @@ far, AdamW's moments, the random state, and where in which epoch the run stood.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Progress:
     tokens: int = 0  # of this epoch
     seconds: float = 0.0  # of the whole run, interruptions left out
     best_score: float = -1.0
+    best_loss: float = math.inf  # of that epoch
     best_epoch: int = -1
     losses: list[float] = field(default_factory=list)  # of this epoch's batches
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
@@ -46,10 +48,11 @@ class Progress:
         self.losses.append(loss)
         self.tokens += tokens
 
-    def after_epoch(self, dev_score: float, dev_loss: float, seconds: float) -> None:
-        """Close an epoch: its row of figures, and the next one's start."""
-        if dev_score > self.best_score:
-            self.best_score, self.best_epoch = dev_score, self.epoch
+    def after_epoch(self, dev_score: float, dev_loss: float, seconds: float) -> bool:
+        """Close an epoch: its row of figures, and the next one's start. True if it is the best, of equals by loss."""
+        is_best = (dev_score, -dev_loss) > (self.best_score, -self.best_loss)
+        if is_best:
+            self.best_score, self.best_loss, self.best_epoch = dev_score, dev_loss, self.epoch
         self.history.append(
             {
                 "epoch": self.epoch + 1,
@@ -62,6 +65,7 @@ class Progress:
             }
         )
         self.epoch, self.batch, self.loss_sum, self.tokens, self.losses = self.epoch + 1, 0, 0.0, 0, []
+        return is_best
 
 
 def means(values: list[float], parts: int) -> list[float]:

@@ -119,7 +119,7 @@ def facts(
         labels=len(run.labels),
         from_scratch=run.start is None,
         epochs=len(history),
-        best_epoch=int(np.argmax(scores)) + 1,
+        best_epoch=max(range(len(scores)), key=lambda i: (scores[i], -losses[i])) + 1,
         is_learning=losses[-1] == min(losses) or scores[-1] == max(scores),
         max_tokens=run.max_tokens,
         cut=float(np.mean(np.array(answers["dev"].tokens) > run.max_tokens)),

@@ -139,7 +139,7 @@ class Reported(Watch):
             {
                 "share": WHOLE * at.epoch // epochs,
                 "dev_score": at.best_score,
-                "dev_loss": at.history[at.best_epoch]["dev_loss"],
+                "dev_loss": at.best_loss,
                 "epochs": at.epoch,
                 "trial_s": at.seconds,
                 "is_whole": at.epoch == epochs or at.epoch - at.best_epoch > self._run.config.patience,

@@ -290,9 +290,8 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
                 saved_at = time.monotonic()
 
         dev_score, dev_loss = group.agree(*(dev_figures(run, dev_rows) if group.is_first else (0.0, 0.0)))
-        if dev_score > at.best_score:
+        if at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start):
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start)
         epoch_start = time.monotonic()
         watch.epoch(at)
         if group.is_first and checkpoint:
