@@ -48,7 +48,7 @@ SETS = [
         "clinc150",
         "test",
         {SCRATCH: "0.92, found 0.50", MINILM: "0.955, found 0.65"},
-        ("--set", "out_of_scope_label=oos"),
+        ("--set", "out_of_scope_label=oos", "--set", "false_alarms=0.04"),  # of 4,500 texts in scope 95% are to be kept
     ),
     Set("goemotions", "dev", {SCRATCH: "0.44", MINILM: "0.48"}),
     Set("imdb", "dev", {SCRATCH: "0.912", MINILM: "0.925"}, ("--set", "max_tokens=512")),

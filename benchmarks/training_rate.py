@@ -18,10 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from environments import default_folder, python_with
 from timing import markdown, ratio, take_turns
@@ -45,58 +43,10 @@ def heed_rate(train: Path, init: str, batch: int, folder: Path) -> float:
 
 def trainer_rate(python: str, rows: Path, encoder: Path, batch: int, *, grouped: bool) -> float:
     """The same with transformers, in its environment."""
-    command = [python, __file__, "--worker", str(rows), str(encoder), str(batch), str(int(grouped))]
+    program = Path(__file__).with_name("trainer.py")
+    command = [python, str(program), str(rows), str(encoder), str(batch), str(MAX_TOKENS), str(int(grouped))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def worker(rows: Path, encoder: Path, batch: int, *, grouped: bool) -> float:
-    """What runs in the Trainer's environment: tokens/s."""
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-
-    class Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        began = ended = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.perf_counter()
-
-    fields = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    labels = sorted({row["label"] for row in fields})
-    tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
-    encoded = tokenizer([row["text"] for row in fields], truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    dataset = [
-        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels.index(row["label"])}
-        for ids, row in zip(encoded, fields, strict=True)
-    ]
-    model: Any = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(labels))
-    arguments = TrainingArguments(
-        output_dir=str(rows.parent / "trainer"),
-        num_train_epochs=1,
-        per_device_train_batch_size=batch,
-        learning_rate=1e-4,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        train_sampling_strategy="group_by_length" if grouped else "random",
-    )
-    clock = Clock()
-    collator = DataCollatorWithPadding(tokenizer)
-    Trainer(model, arguments, train_dataset=dataset, data_collator=collator, callbacks=[clock]).train()
-    return sum(map(len, encoded)) / (clock.ended - clock.began)
+    return float(done.stdout.splitlines()[-1])
 
 
 def some_rows(train: Path, rows: int, folder: Path) -> Path:
@@ -110,9 +60,6 @@ def some_rows(train: Path, rows: int, folder: Path) -> Path:
 
 def main() -> None:
     """Rounds, and the median of their ratios."""
-    if sys.argv[1:2] == ["--worker"]:
-        print(json.dumps(worker(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), grouped=sys.argv[5] == "1")))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="JSONL, as .gz, with text and label")
     parser.add_argument("--init", default="minilm", help="as heed train")
