@@ -57,6 +57,11 @@ def test_more_labels_take_more_epochs_and_long_texts_fewer() -> None:
     assert recipe(tokens=5).epochs == recipe(tokens=16).epochs
 
 
+def test_an_encoder_that_knows_a_language_reads_a_few_rows_less_often() -> None:
+    assert recipe(encoder=LIKE_MINILM, rows=5_000, labels=6).epochs == 6
+    assert recipe(encoder=SMALL, rows=5_000, labels=6).epochs > 6
+
+
 def test_a_small_encoder_learns_faster_and_has_more_hidden_from_it() -> None:
     small, large = recipe(encoder=SMALL), recipe(encoder=LIKE_MINILM)
     assert small.lr > large.lr

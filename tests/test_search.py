@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Capture = pytest.CaptureFixture[str]
 
-RECIPE = Recipe(epochs=4, batch_rows=32, lr=5e-4, dropout=0.4, token_dropout=0.2)
+RECIPE = Recipe(epochs=4, batch_rows=64, lr=5e-4, dropout=0.4, token_dropout=0.2)
 
 
 def tried(config: TrainConfig, score: float | None, loss: float | None = None) -> Tried:
@@ -37,7 +37,7 @@ def test_a_search_tries_the_recipe_first_and_the_same_settings_for_the_same_seed
     assert candidates(TrainConfig(seed=1), RECIPE, 30, has_mask=True)[1:] != others
     for name in SEARCHED:
         assert len({searched(config)[name] for config in others}) > 2
-    assert all(config.epochs in range(2, 9) and config.batch_rows in (16, 32, 64) for config in others)
+    assert all(config.epochs in range(2, 9) and config.batch_rows in (32, 64, 128) for config in others)
 
 
 def test_what_the_user_has_set_is_not_searched() -> None:

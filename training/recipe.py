@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 READ_WHOLE = 0.99  # of the training rows
 SHORTEST, LONGEST = 64, 512  # tokens, of which a model reads at least and, unless told otherwise, at most
-FULL_EPOCHS = 100_000  # rows, of which two epochs are enough
 MOST_EPOCHS = 20
-SMALLEST_BATCH, LARGEST_BATCH = 16, 256  # rows
+SMALLEST_BATCH, LARGEST_BATCH = 32, 256  # rows
 SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
@@ -43,21 +42,23 @@ def choose_recipe(
 ) -> Recipe:
     """The settings, and where they say nothing what the data asks for: so many rows, of `tokens` tokens on average.
 
-    Epochs: 2 of 100,000 rows of two labels, more of fewer rows by the square root, more of more labels by
-    1 + log10(labels / 2) / 2, and fewer of rows longer than SHORT_TEXT by the fourth root; 1 to 20. Batch: a quarter of
-    the square root of the rows, as a power of two, 16 to 256. Rate: for 32 rows a batch 1e-4, for a small encoder 5e-4,
-    by the square root of the batch beyond (Malladi et al. 2022, https://arxiv.org/abs/2205.10287, for Adam). A small
-    encoder learns its rows by heart before it has understood them: four numbers of ten and a word of five are hidden.
+    Epochs: 3 of 20,000 rows of two labels, more of fewer rows by the third root; for a small encoder 2 of 100,000, by
+    the square root. More of more labels by 1 + log10(labels / 2) / 2, fewer of rows longer than SHORT_TEXT by the fourth
+    root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
+    batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
+    https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
+    four numbers of ten and a word of five are hidden.
     """
     variety = 1 + math.log10(max(labels, 2) / 2) / 2
     length = (SHORT_TEXT / max(tokens, SHORT_TEXT)) ** 0.25
-    epochs = round(2 * math.sqrt(FULL_EPOCHS / rows) * variety * length)
+    small = is_small(encoder)
+    readings = 2 * (100_000 / rows) ** (1 / 2) if small else 3 * (20_000 / rows) ** (1 / 3)
+    epochs = math.ceil(readings * variety * length)
     batch = 2 ** round(math.log2(max(1.0, math.sqrt(rows) / 4)))
     batch_rows = config.batch_rows or min(LARGEST_BATCH, max(SMALLEST_BATCH, batch))
-    small = is_small(encoder)
     hidden = SMALL_TOKEN_DROPOUT if small and has_mask else 0.0
     return Recipe(
-        epochs=config.epochs or min(MOST_EPOCHS, max(1, epochs)),
+        epochs=config.epochs or min(MOST_EPOCHS, epochs),
         batch_rows=batch_rows,
         lr=config.lr or (5e-4 if small else 1e-4) * math.sqrt(batch_rows / 32),
         dropout=choose_dropout(config, encoder),
