@@ -43,7 +43,7 @@ def choose_recipe(
     """The settings, and where they say nothing what the data asks for: so many rows, of `tokens` tokens on average.
 
     Epochs: 3 of 20,000 rows of two labels, more of fewer rows by the third root; for a small encoder 2 of 100,000, by
-    the square root. More of more labels by 1 + log10(labels / 2) / 2, fewer of rows longer than SHORT_TEXT by the fourth
+    the square root. More of more labels by 1 + log10(labels / 2) / 2, fewer of rows over SHORT_TEXT by the fourth
     root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
     batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
