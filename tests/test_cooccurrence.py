@@ -37,6 +37,14 @@ def test_tokens_that_keep_the_same_company_start_near_each_other() -> None:
     assert torch.equal(embedding.weight[NEVER], before[NEVER])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tokens", [[], [5], [5, 6, 7]])
+def test_texts_in_which_nothing_is_near_anything_do_no_harm(tokens: list[int]) -> None:
+    embedding = nn.Embedding(31, 16)
+    start_from_text(embedding, np.array(tokens, np.int64), np.arange(len(tokens)))
+    assert embedding.weight.isfinite().all()
+
+
 def test_a_text_knows_nothing_of_the_one_before_it() -> None:
     counts = near(np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1]), 4).toarray()
     assert counts[0, 1] == counts[1, 0] == counts[2, 3] == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
 from training.cooccurrence import MAX_TOKENS, start_from_text
 from training.recipe import LONGEST, choose_dropout, choose_recipe, read_length
+from training.rows import EncodedRows
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def build(
     if init is None:
         shape = scratch_shape(config)
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
-        max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
+        max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
         classifier = Classifier(
             _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config), num_labels
         )
@@ -164,44 +164,36 @@ def build(
     if config.vocab_size and config.vocab_size < tokenizer.vocab_size:
         tokenizer, kept = shrink_tokenizer(tokenizer, train_set.texts, config.vocab_size)
         classifier = _with_vocabulary(classifier, kept, num_labels)
-    max_tokens = config.max_tokens or worth_reading(tokenizer, train_set.texts)
+    max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
     return classifier, tokenizer, min(max_tokens, classifier.config.max_tokens)
-
-
-def worth_reading(tokenizer: Tokenizer, texts: Sequence[Text]) -> int:
-    """Tokens of a text that a model is to read, by the lengths of the training texts; of many, by some of them."""
-    return read_length([row.tokens + row.truncated for row in tokenizer.encode(_some(texts), LONGEST)])
 
 
 def recipe_of(
     config: TrainConfig, encoder: EncoderConfig, tokenizer: Tokenizer, train_set: Dataset, max_tokens: int
 ) -> Recipe:
     """What a run follows with these rows."""
+    lengths = text_lengths(tokenizer, train_set.texts)
     return choose_recipe(
         config,
         encoder,
         rows=len(train_set.examples),
-        tokens=mean_tokens(tokenizer, train_set.texts, max_tokens),
+        tokens=sum(min(n, max_tokens) for n in lengths) / len(lengths),
         labels=len(train_set.label_names),
         has_mask=tokenizer.mask_id is not None,
     )
 
 
-def mean_tokens(tokenizer: Tokenizer, texts: Sequence[Text], max_tokens: int) -> float:
-    """Tokens that are read of a text on average; of many texts, by some of them."""
-    rows = tokenizer.encode(_some(texts), max_tokens)
-    return sum(row.tokens for row in rows) / len(rows)
-
-
-def _some(texts: Sequence[Text]) -> Sequence[Text]:
-    return texts[:: math.ceil(len(texts) / MEASURED_TEXTS)]
+def text_lengths(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[int]:
+    """Tokens of each text, read or not; of many texts, those of some."""
+    some = texts[:: math.ceil(len(texts) / MEASURED_TEXTS)]
+    return [row.tokens + row.truncated for row in EncodedRows(tokenizer, some, LONGEST)]
 
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[Text]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of texts (N,) but the special ones, at most MAX_TOKENS, and the text of each (N,)."""
-    rows = tokenizer.encode(texts, LONGEST)
-    tokens = np.fromiter(islice(chain.from_iterable(row.ids for row in rows), MAX_TOKENS), np.int64)
-    row_of = np.repeat(np.arange(len(rows)), [len(row.ids) for row in rows])[: len(tokens)]
+    rows = EncodedRows(tokenizer, texts, LONGEST)
+    tokens = rows.ids[:MAX_TOKENS].astype(np.int64)
+    row_of = np.repeat(np.arange(len(rows)), rows.lengths)[:MAX_TOKENS]
     kept = ~np.isin(tokens, tokenizer.special_ids)
     return tokens[kept], row_of[kept]
 

@@ -40,6 +40,8 @@ def start_from_text(embedding: nn.Embedding, tokens: Ints, row_of: Ints) -> None
     What was there stays, at random: tokens of the same use are then near each other, but not the same.
     tokens (N,) in order, without special ones; row_of (N,) is the text of each.
     """
+    if not len(tokens):
+        return
     vocab_size, width = embedding.weight.shape
     counts = near(tokens, row_of, vocab_size)
     vectors = factorize(associate(counts), width)

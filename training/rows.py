@@ -1,6 +1,6 @@
 """Texts -> rows of token ids that take little memory: five bytes a token, where a list of numbers takes up to forty.
 
-Used by training/train.py and finish.py.
+Used by training/build.py, train.py and finish.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from model.tokens import Row
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from model.tokens import Text, Tokenizer
 
 CHUNK_TEXTS = 4096  # encoded at a time: what a tokenizer says of a text takes kilobytes
@@ -49,6 +51,11 @@ class EncodedRows(Sequence[Row]):
         part = slice(self._starts[i], self._starts[i + 1])
         types = self._types[part]
         return Row(self._ids[part].tolist(), types.tolist() if any(types) else None, self._truncated[i])
+
+    @property
+    def ids(self) -> NDArray[np.uint32]:
+        """Those of all rows, one after another."""
+        return np.frombuffer(self._ids, np.uint32)
 
     @property
     def lengths(self) -> list[int]:

@@ -160,26 +160,33 @@ def train(
     started = time.monotonic()
     history, cost = (loop or fit)(run, checkpoint, resume=resume, watch=Both(Screen(on_step), log))
     seconds = round(time.monotonic() - started)
-
-    made_by = {
-        "heed": importlib.metadata.version("heed"),
-        "command": command,
-        "init": {"folder": init.resolve().name, "version": run.start} if init else None,
-        "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
-        "config": run.settings,
+    made_by = origin(run, parts, init, teacher, command) | {
         "search": [dataclasses.asdict(each) for each in tried],
         "seconds": seconds,
         "cost": cost,
-        "data": {
-            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
-            for name, dataset in parts.items()
-        },
     }
     held_out = {name: part for name, part in parts.items() if name != "train"}
     result = finish(run, held_out, out, history, made_by, {"report/data.json": health.to_json()})
     log.end(result[0])
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def origin(
+    run: Run, parts: dict[str, Dataset], init: Path | None, teacher: Path | None, command: str
+) -> dict[str, Any]:
+    """What a bundle keeps of where it comes from: enough to make it again."""
+    return {
+        "heed": importlib.metadata.version("heed"),
+        "command": command,
+        "init": {"folder": init.resolve().name, "version": run.start} if init else None,
+        "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
+        "config": run.settings,
+        "data": {
+            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
+            for name, dataset in parts.items()
+        },
+    }
 
 
 def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device) -> Run:
