@@ -10,17 +10,16 @@ import pytest
 import torch
 from samples import TINY, rows
 
-from model.batch import make_batch
 from model.bundle import load_bundle, load_encoder
 from model.encoder import EncoderConfig
 from model.forward import forward_rows
 from training.build import TrainConfig
 from training.commands import starting_point
 from training.data import read_dataset
-from training.loss import balanced_weights, distillation_loss, loss_of
+from training.loss import balanced_weights, disagreement, distillation_loss, loss_of
 from training.optimizer import layers_above
 from training.recipe import Recipe, choose_recipe, read_length
-from training.train import mask_tokens, train
+from training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +120,15 @@ def test_a_pupil_that_says_what_its_teacher_says_has_nothing_to_learn() -> None:
     assert distillation_loss(logits, -logits, 2.0, is_multi=False).item() > 0.1
 
 
+@pytest.mark.parametrize("is_multi", [False, True])
+def test_two_readings_of_a_row_disagree_by_what_they_differ_alike_from_both_sides(is_multi: bool) -> None:
+    first, second = torch.randn(2, 8, 3)
+    assert disagreement(first, first, is_multi=is_multi).item() == 0
+    apart = disagreement(first, second, is_multi=is_multi).item()
+    assert 0 < apart < disagreement(first, second + 2 * (second - first), is_multi=is_multi).item()
+    assert disagreement(second, first, is_multi=is_multi).item() == pytest.approx(apart)
+
+
 def test_balanced_labels_count_alike() -> None:
     truth = torch.tensor([0] * 90 + [1] * 10)
     weights = balanced_weights(truth, 2)
@@ -135,18 +143,6 @@ def test_balanced_labels_count_alike() -> None:
 def test_layers_nearer_to_the_text_learn_more_slowly() -> None:
     names = ["encoder.embeddings.tokens.weight", "encoder.blocks.0.x", "encoder.blocks.3.x", "head.out.weight"]
     assert [layers_above(name, 4) for name in names] == [5, 4, 1, 0]
-
-
-def test_words_are_hidden_and_what_frames_them_is_not(bundle_folder: Path) -> None:
-    tokenizer = load_bundle(bundle_folder).tokenizer
-    row = tokenizer.encode(["the film was good " * 20], 128)[0]
-    batch = make_batch([row], "padded")
-    mask_tokens(batch, 0.5, tokenizer)
-    hidden = [i for i, (now, before) in enumerate(zip(batch.ids.tolist(), row.ids, strict=True)) if now != before]
-    assert 20 < len(hidden) < 60
-    assert {int(batch.ids[i]) for i in hidden} == {tokenizer.mask_id}
-    assert 0 not in hidden
-    assert row.tokens - 1 not in hidden
 
 
 def test_minilm_is_an_encoder_to_start_from_by_its_name() -> None:

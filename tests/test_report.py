@@ -169,6 +169,21 @@ def test_the_linear_line_stands_beside_the_encoder_where_there_is_one() -> None:
     assert "no clear difference" in files["report.md"]
 
 
+def test_a_report_says_how_often_the_model_abstains_and_on_how_many_texts_of_no_class() -> None:
+    answers = many(4, 300)
+    unsure = np.tile(np.float32([0.1, 0.0, 0.05, 0.0]), (40, 1))
+    sure = answers.logits[:10] * 3
+    cautious = replace(answers.calibration, false_alarms=0.1, scope_threshold=1.5)
+    judged = judge(answers.logits, SINGLE, cautious)
+    answers = replace(answers, calibration=cautious, judged=judged, outside=np.concatenate([unsure, sure]))
+    files = files_of(answers)
+    assert judged.abstained is not None
+    assert f"It answers {100 * (1 - judged.abstained.mean()):.1f}%" in files["report.md"]
+    assert "of 50 texts that are of no class" in files["report.md"]
+    assert "Texts of no class found" in files["report.html"]
+    assert "abstains" not in files_of(many(4, 300))["report.md"]
+
+
 def test_a_column_that_no_row_has_is_refused(write_jsonl: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="no row has a field to slice by that is named origin"):
         read_dataset(write_jsonl(rows(10)), Columns(slices=("origin",)))

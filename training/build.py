@@ -65,6 +65,10 @@ class TrainConfig:
     decay: Literal["linear", "cosine"] = "linear"
     layer_decay: float = 1.0  # the rate of each layer, as a share of that of the layer above it
     token_dropout: float | None = None  # share of the tokens that are masked in training
+    edits: float = 0.0  # share of the tokens that are left out or change places in training
+    r_drop: float = (
+        0.0  # weight of what two readings of a row, each with a dropout of its own, differ by; 0: one reading
+    )
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there
@@ -72,9 +76,7 @@ class TrainConfig:
     dropout: float | None = None
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
-    patience: int = (
-        5  # epochs without a better dev score before stopping; the rate falls to the end, and the last are best
-    )
+    patience: int = 5  # epochs without a better dev score before stopping: as the rate falls, the last are the best
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
     coverage: float = 0.9  # share of texts whose label set holds the true label
@@ -88,10 +90,10 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is not at least 1: {value}")
         check_positive(self, *SCRATCH, "lr", "layer_decay", "teacher_temperature")
-        check_shares(self, "dropout", "label_smoothing", "token_dropout", "warmup", "false_alarms")
+        check_shares(self, "dropout", "label_smoothing", "token_dropout", "edits", "warmup", "false_alarms")
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
-        check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure")
+        check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure", "r_drop")
         if self.longest < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")
         if not 0 < self.coverage < 1:

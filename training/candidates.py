@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from training.recipe import Recipe
 
-SEARCHED = ("lr", "epochs", "batch_rows", "dropout", "token_dropout", "label_smoothing")
+SEARCHED = ("lr", "epochs", "batch_rows", "dropout", "token_dropout", "edits", "label_smoothing", "r_drop")
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 
@@ -38,7 +38,8 @@ def candidates(config: TrainConfig, recipe: Recipe, count: int, *, has_mask: boo
     Epochs: half to twice the recipe's, log-uniform. Batch: half of it, the same or twice, at least SMALLEST_BATCH.
     Rate: a third to three times the recipe's, log-uniform, times the square root of what the batch has grown by.
     dropout: the recipe's, half or one and a half of it; token_dropout: 0, 0.1, 0.2 or 0.3, where the tokenizer has a
-    mask; label_smoothing: 0, 0.05 or 0.1. A setting that the user gave another value than its default stays as it is.
+    mask; edits and label_smoothing: 0, 0.05 or 0.1; r_drop, which takes twice the time: in half of them 0, or 0.5 or 1.
+    A setting that the user gave another value than its default stays as it is.
     """
     rng = np.random.default_rng(config.seed)
     asked = {name: value for name in SEARCHED if (value := getattr(config, name)) != DEFAULTS[name]}
@@ -57,7 +58,9 @@ def _draw(recipe: Recipe, rng: np.random.Generator) -> dict[str, Any]:
         "batch_rows": batch_rows,
         "dropout": round(recipe.dropout * float(rng.choice([0.5, 1.0, 1.5])), 3),
         "token_dropout": float(rng.choice([0.0, 0.1, 0.2, 0.3])),
+        "edits": float(rng.choice([0.0, 0.05, 0.1])),
         "label_smoothing": float(rng.choice([0.0, 0.05, 0.1])),
+        "r_drop": float(rng.choice([0.0, 0.0, 0.5, 1.0])),
     }
 
 

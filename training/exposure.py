@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 SHARE = 16  # a batch has one of them for so many rows
 
 
-def draw(outside: Sequence[Row], step: int, batch_rows: int, seed: int) -> list[Row]:
-    """Those that go with the batch of a step: always the same, which is what makes a resumed run exact."""
+def draw(outside: Sequence[Row], batch_rows: int, seed: tuple[int, ...]) -> list[Row]:
+    """Those that go with a batch: the same for a seed, which is what makes a resumed run exact."""
     wanted = min(len(outside), max(1, batch_rows // SHARE))
-    rng = np.random.default_rng((seed, step))
+    rng = np.random.default_rng(seed)
     return [outside[i] for i in rng.choice(len(outside), wanted, replace=False)] if wanted else []
 
 

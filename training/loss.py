@@ -32,9 +32,11 @@ class Aim:
             self._weights = balanced_weights(self._truth, len(run.labels))
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
-        """The loss of a batch's logits (B, C); indices (B,) are its training rows."""
+        """The loss of a batch's logits (B, C); indices (B,) are its rows, with r_drop all twice."""
         config = self._config
         loss = loss_of(logits, self._truth[indices], config.label_smoothing, self._weights)
+        if config.r_drop:
+            loss = loss + config.r_drop * disagreement(*logits.chunk(2), is_multi=self._is_multi)
         if self._teacher is None:
             return loss
         hers = distillation_loss(logits, self._teacher[indices], config.teacher_temperature, is_multi=self._is_multi)
@@ -62,6 +64,17 @@ def balanced_weights(truth: Tensor, num_labels: int) -> Tensor:
         return (len(truth) - having) / having.clamp(min=1)
     counts = torch.bincount(truth, minlength=num_labels).clamp(min=1)
     return len(truth) / (num_labels * counts.float())
+
+
+def disagreement(first: Tensor, second: Tensor, *, is_multi: bool) -> Tensor:
+    """How far two readings of the same rows, logits (B, C) each, are from one another, as dropout let them differ.
+
+    The mean of both directions' divergence (Liang et al. 2021, R-Drop, https://arxiv.org/abs/2106.14448, section 2.1).
+    """
+    if is_multi:
+        return ((first.sigmoid() - second.sigmoid()) * (first - second)).mean() / 2
+    p, q = F.log_softmax(first, dim=1), F.log_softmax(second, dim=1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=1).mean() / 2
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float, *, is_multi: bool) -> Tensor:

@@ -23,6 +23,7 @@ from model.bundle import content_hash
 from model.device import keep_freed_memory, trains_in_bf16
 from model.forward import forward_rows
 from model.scores import MULTI, Calibration, probabilities
+from training.augment import edit_rows, mask_tokens
 from training.build import build, recipe_of
 from training.calibrate import calibrate
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from model.batch import Batch
     from model.encoder import Classifier
     from model.manifest import Manifest
     from model.scores import Array, ProblemType
@@ -268,14 +268,17 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
         meter = Meter(run.device, at, len(plan), recipe.epochs)
         model.train()
         for indices in plan[at.batch :]:
-            shown = [rows[i] for i in indices] + draw(outside, at.step, recipe.batch_rows, config.seed)
+            read = indices * (2 if config.r_drop else 1)
+            seed = config.seed, at.step
+            shown = edit_rows([rows[i] for i in read], config.edits, run.tokenizer.special_ids, seed)
+            shown += draw(outside, recipe.batch_rows, seed)
             batch = make_batch(group.share(shown), "padded", model.config.pad_id, model.config.first_position)
             mask_tokens(batch, recipe.token_dropout, run.tokenizer)
             meter.start()
             with run.autocast():
                 logits = group.whole(network(batch.to(run.device)), len(shown))
-            loss = aim.loss(logits[: len(indices)], indices)
-            loss = loss + config.outlier_exposure * exposure_loss(logits[len(indices) :])
+            loss = aim.loss(logits[: len(read)], read)
+            loss = loss + config.outlier_exposure * exposure_loss(logits[len(read) :])
             loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {recipe.lr}")
@@ -330,14 +333,6 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
         "rows out of scope": digest(outside),
         "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
     }
-
-
-def mask_tokens(batch: Batch, share: float, tokenizer: Tokenizer) -> None:
-    """Put [MASK] in the place of so many of a batch's words (Iyyer et al. 2015, section 4.2, "word dropout")."""
-    if share and tokenizer.mask_id is not None:
-        is_chosen = torch.rand(batch.ids.shape) < share
-        is_special = torch.isin(batch.ids, torch.tensor(tokenizer.special_ids))
-        batch.tokens[0] = batch.ids.masked_fill(is_chosen & ~is_special, tokenizer.mask_id)
 
 
 def dev_figures(run: Run, rows: Sequence[Row]) -> tuple[float, float]:
