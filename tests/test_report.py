@@ -171,7 +171,7 @@ def test_the_linear_line_stands_beside_the_encoder_where_there_is_one() -> None:
 
 def test_a_report_says_how_often_the_model_abstains_and_on_how_many_texts_of_no_class() -> None:
     answers = many(4, 300)
-    unsure = np.tile(np.float32([0.1, 0.0, 0.05, 0.0]), (40, 1))
+    unsure = np.tile(np.array([0.1, 0.0, 0.05, 0.0], np.float32), (40, 1))
     sure = answers.logits[:10] * 3
     cautious = replace(answers.calibration, false_alarms=0.1, scope_threshold=1.5)
     judged = judge(answers.logits, SINGLE, cautious)
