@@ -101,7 +101,7 @@ def prepare(name: str, task: Task, config: TrainConfig, budget_s: float, device:
     labels = task.train.label_names
     if task.name == ORDER:
         config = dataclasses.replace(config, max_tokens=max(TOKENS))
-    encoder, tokenizer, max_tokens = build(config, task.train, len(labels), None)
+    encoder, tokenizer, max_tokens = build(config, task.train, labels, None)
     recipe = recipe_of(config, encoder.config, tokenizer, task.train, max_tokens)
     return Run(
         config,

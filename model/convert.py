@@ -15,7 +15,7 @@ from model.families import FAMILIES, NEEDED
 from model.family import ACTIVATION_NAMES, ACTIVATIONS_OF_OURS, Fields, UnsupportedCheckpoint, activation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -75,7 +75,7 @@ def load_weights(network: Network, weights: Mapping[str, Tensor], *, bare: bool 
     """Copy a checkpoint's weights into ours.
 
     bare: only the encoder matters. What the checkpoint lacks of the head stays as initialised, and so does
-    the label layer in any case: its labels are others.
+    the label layer in any case: keep_labels() is for that.
     Raises UnsupportedCheckpoint naming a weight that is missing or has another shape.
     """
     prefix = FAMILIES[network.config.family].prefix
@@ -96,6 +96,17 @@ def load_weights(network: Network, weights: Mapping[str, Tensor], *, bare: bool 
                 f"model.safetensors: type of {names[0]} is not fp32, fp16 or bf16: {value.dtype}"
             )
         tensor.data.copy_(value)
+
+
+def keep_labels(
+    classifier: Classifier, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
+) -> None:
+    """Copy what a checkpoint's label layer knows of labels (theirs, by id) that are ours, too, by their names."""
+    places = [(i, theirs.index(label)) for i, label in enumerate(ours) if label in theirs]
+    for name, tensor, names in _named(classifier):
+        if places and name.startswith(LABEL_LAYER) and all(each in weights for each in names):
+            to, at = map(list, zip(*places, strict=True))
+            tensor.data[to] = torch.cat([weights[each] for each in names])[at].to(tensor.dtype)
 
 
 def dump_weights(network: Network) -> dict[str, Tensor]:

@@ -43,6 +43,11 @@ COMMANDS = {
         "measure a bundle on labelled text",
         "heed evaluate bundles/reviews --data test.jsonl --json",
     ),
+    "retrain": Command(
+        "training.retrain_command",
+        "learn from new labels, and put the result into production if it is better",
+        "heed retrain --registry models --name mood --new labels.jsonl",
+    ),
     "predict": Command(
         "service.predict_command",
         "label the texts of a file, offline",

@@ -52,7 +52,7 @@ def test_a_row_is_read_alike_whatever_shares_its_pass(name: str) -> None:
 
 def test_a_text_of_the_word_order_has_the_tokens_asked_for_and_both_words() -> None:
     train = word_order.texts("train", 400)
-    _, tokenizer, _ = build(TrainConfig(width=32, layers=1), train, 2, None)
+    _, tokenizer, _ = build(TrainConfig(width=32, layers=1), train, train.label_names, None)
     for n in word_order.TOKENS:
         test = word_order.texts("test", 3, (n,))
         assert [row.tokens for row in tokenizer.encode(test.texts, 512)] == [n] * 3

@@ -116,7 +116,7 @@ def test_transformers_opens_the_encoder_as_a_masked_language_model(
 def test_a_classifier_starts_from_the_encoder(encoder: Path, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     data = write_jsonl(rows(300))
     config = TrainConfig(max_tokens=32, batch_tokens=512, epochs=1)
-    classifier, *_ = build(config, read_dataset(data), 2, encoder)
+    classifier, *_ = build(config, read_dataset(data), ["a", "b"], encoder)
     state = classifier.encoder.state_dict()
     masked = MaskedLM(load_encoder(encoder)[0])
     load_weights(masked, load_encoder(encoder)[1])
@@ -191,6 +191,16 @@ def test_a_budget_ends_a_run_that_has_no_other_end(text: TextFiles, tmp_path: Pa
     result = json.loads(capsys.readouterr().out)
     assert result["step"] >= 1
     assert load_encoder(tmp_path / "e")[0].width == 16
+
+
+def test_without_epochs_an_encoder_has_what_company_words_keep_and_no_more(text: TextFiles, tmp_path: Path) -> None:
+    pretrain(dataclasses.replace(SMALL, epochs=0), text, tmp_path / "e", device=CPU)
+    [row] = json.loads((tmp_path / "e" / "report" / "metrics.json").read_text())["history"]
+    assert (row["step"], row["tokens"]) == (0, 0)
+    _, weights, tokenizer = load_encoder(tmp_path / "e")
+    [vectors] = [value for name, value in weights.items() if name.endswith("tok_embeddings.weight")]
+    seen = torch.tensor([tokenizer.token_id(word) for word in ANIMALS])
+    assert vectors[seen].norm(dim=1).mean() > 2 * vectors[:5].norm(dim=1).max()  # special tokens
 
 
 def test_the_texts_of_every_flag_are_read(text: TextFiles, tmp_path: Path, capsys: Any) -> None:

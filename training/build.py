@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from model.bundle import load_encoder
-from model.convert import load_weights
+from model.convert import keep_labels, load_weights
 from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
+from model.folder import label_names, read_json
 from training.cooccurrence import MAX_TOKENS, start_from_text
 from training.recipe import LONGEST, choose_dropout, choose_recipe, read_length
 from training.rows import EncodedRows
@@ -143,10 +144,11 @@ def refuse_own(config: object, names: Sequence[str]) -> None:
 
 
 def build(
-    config: TrainConfig, train_set: Dataset, num_labels: int, init: Path | None
+    config: TrainConfig, train_set: Dataset, labels: Sequence[str], init: Path | None
 ) -> tuple[Classifier, Tokenizer, int]:
     """The network, its tokenizer, and how many tokens of a text it is to read; from scratch or from `init`.
 
+    Of labels that `init` has under the same name it keeps what it knows.
     Raises ValueError for a setting that the encoder in `init` decides, BundleError where it cannot be read.
     """
     if init is None:
@@ -154,18 +156,21 @@ def build(
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
         max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
         classifier = Classifier(
-            _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config), num_labels
+            _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config), len(labels)
         )
         if config.word_vectors:
             start_from_text(classifier.encoder.embeddings.tokens, *tokens_of(tokenizer, train_set.texts))
         return classifier, tokenizer, max_tokens
     refuse_own(config, SCRATCH_ONLY)
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    classifier = Classifier(_with_dropout(encoder, config), num_labels)
+    classifier = Classifier(_with_dropout(encoder, config), len(labels))
     load_weights(classifier, weights, bare=True)
+    theirs = read_json(init / "config.json")
+    if theirs.get("id2label"):
+        keep_labels(classifier, weights, label_names(theirs), labels)
     if config.vocab_size and config.vocab_size < tokenizer.vocab_size:
         tokenizer, kept = shrink_tokenizer(tokenizer, train_set.texts, config.vocab_size)
-        classifier = _with_vocabulary(classifier, kept, num_labels)
+        classifier = _with_vocabulary(classifier, kept, len(labels))
     max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
     return classifier, tokenizer, min(max_tokens, classifier.config.max_tokens)
 

@@ -32,13 +32,14 @@ from training.train import parts_of, train
 if TYPE_CHECKING:
     import argparse
 
+    from training.gate import Bounds
     from training.pretrain_build import PretrainConfig
     from training.search import Search
     from training.train import Loop
 
 MINILM = "minilm"
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
-T = TypeVar("T", "TrainConfig", "PretrainConfig")
+T = TypeVar("T", "TrainConfig", "PretrainConfig", "Bounds")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +96,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="try N settings first, a core or a GPU each, for --budget at most, and train with the best",
     )
     add_run_arguments(parser, TrainConfig)
-    _add_data_arguments(parser)
+    add_data_arguments(parser)
 
 
 def train_command(args: argparse.Namespace) -> int:
     """Train a classifier and write its bundle."""
     config = read_config(args.config, args.set, TrainConfig)
-    train_set, dev_set, test_set = (_read(path, args) for path in (args.train, args.dev, args.test))
+    train_set, dev_set, test_set = (read_rows(path, args) for path in (args.train, args.dev, args.test))
     assert train_set is not None
     if args.check_only:
         return _check(parts_of(train_set, dev_set, test_set, config.out_of_scope_label), config, args)
@@ -218,14 +219,14 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to write report.html, report.md with its plots and metrics.json to; they quote the worst mistakes",
     )
-    _add_data_arguments(parser)
+    add_data_arguments(parser)
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Measure a bundle on labelled rows."""
     bundle = load_bundle(local_folder(parse_location(args.bundle)))
     bundle.classifier.to(choose_device(args.device))
-    dataset = _read(args.data, args)
+    dataset = read_rows(args.data, args)
     assert dataset is not None
     rows = len(dataset.examples) if args.on_long == "truncate" else None  # how many windows there are shows later
     with tqdm(total=rows, desc="evaluate", unit="row", leave=False, disable=None) as bar:
@@ -284,7 +285,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, kind: type[TrainConfig | 
     )
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", default="text", metavar="NAME", help="field that holds the text")
     parser.add_argument("--label-column", default="label", metavar="NAME", help="field that holds the label")
     parser.add_argument(
@@ -299,7 +300,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="figures as JSON")
 
 
-def _read(path: Path | None, args: argparse.Namespace) -> Dataset | None:
+def read_rows(path: Path | None, args: argparse.Namespace) -> Dataset | None:
     if path is None:
         return None
     columns = Columns(args.text_column, args.label_column, tuple(args.slice))

@@ -71,8 +71,9 @@ class Gain:
     rows: int
     production: float
     candidate: float
-    low: float  # the difference is above it but for `level` / 2 of all cases
+    low: float  # the difference is above it but for `level` of all cases
     chance: float  # probability of such a gain, or a greater one, where there is none
+    loss_chance: float  # and of such a loss
 
     @property
     def difference(self) -> float:
@@ -89,6 +90,7 @@ class Decision:
     hold_out: Gain
     newest: Gain | None
     checks: list[Check]
+    harmed: bool  # the hold-out, a label or a slice is worse beyond chance: the new rows made it so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +113,18 @@ def decide(
     newest is None where no new label is held out: then only the hold-out counts, at the whole level.
     """
     ways = 1 if newest is None else 2
-    on_hold_out = gain(*hold_out, bounds.level / ways)
-    on_newest = newest and gain(*newest, bounds.level / ways)
+    on_hold_out = gain(*hold_out, bounds.level)
+    on_newest = newest and gain(*newest, bounds.level)
+    answered = [*label_checks(*hold_out, bounds), *slice_checks(*hold_out, bounds)]
     checks = [
-        *label_checks(*hold_out, bounds),
-        *slice_checks(*hold_out, bounds),
+        *answered,
         _within("calibration error", *ece, ece[0] + bounds.ece_margin),
         _within("bytes", cost[0].bytes, cost[1].bytes, cost[0].bytes * bounds.size_ratio),
         _within("ms of a text", cost[0].text_ms, cost[1].text_ms, cost[0].text_ms * bounds.time_ratio),
     ]
     promoted, why = verdict(on_hold_out, on_newest, [check for check in checks if not check.ok], bounds)
-    return Decision(promoted=promoted, why=why, hold_out=on_hold_out, newest=on_newest, checks=checks)
+    harmed = not all(check.ok for check in answered) or on_hold_out.loss_chance <= bounds.level / ways
+    return Decision(promoted=promoted, why=why, hold_out=on_hold_out, newest=on_newest, checks=checks, harmed=harmed)
 
 
 def verdict(hold_out: Gain, newest: Gain | None, failed: Sequence[Check], bounds: Bounds) -> tuple[bool, str]:
@@ -139,7 +142,8 @@ def verdict(hold_out: Gain, newest: Gain | None, failed: Sequence[Check], bounds
         return False, f"not better on {where} beyond chance: {hold_out.difference:+.4f}"
     if hold_out.low < -bounds.margin:
         lost = f"{hold_out.difference:+.4f}, at worst {hold_out.low:+.4f}"
-        return False, f"better on the newest labels, but on the hold-out it may lose over {bounds.margin:g}: {lost}"
+        where = f"the {hold_out.rows:,} rows of the hold-out"
+        return False, f"better on the newest labels, but by {where} it may lose over {bounds.margin:g}: {lost}"
     return True, f"better on the {newest.rows:,} newest labels, and no worse on the hold-out: {newest.difference:+.4f}"
 
 
@@ -154,8 +158,17 @@ def gain(production: Answers, candidate: Answers, level: float) -> Gain:
         before, after = (f1_of(answers).mean() for answers in (production, candidate))
         resampled = resampled_changes(production, candidate).mean(axis=1)
         low = float(np.quantile(resampled, level))
-        chance = (1 + int((resampled <= 0).sum())) / (1 + len(resampled))
-        return Gain(rows=n, production=float(before), candidate=float(after), low=low, chance=chance)
+        chance, loss_chance = (
+            (1 + int(some.sum())) / (1 + len(resampled)) for some in (resampled <= 0, resampled >= 0)
+        )
+        return Gain(
+            rows=n,
+            production=float(before),
+            candidate=float(after),
+            low=low,
+            chance=chance,
+            loss_chance=loss_chance,
+        )
     won = int((candidate.right & ~production.right).sum())
     lost = int((production.right & ~candidate.right).sum())
     difference = (won - lost) / n
@@ -164,7 +177,8 @@ def gain(production: Answers, candidate: Answers, level: float) -> Gain:
         production=float(production.right.mean()),
         candidate=float(candidate.right.mean()),
         low=difference - float(norm.isf(level)) * paired_error(won, lost, n),
-        chance=float(binom.sf(won - 1, won + lost, 0.5)) if won + lost else 1.0,
+        chance=float(binom.sf(won - 1, won + lost, 0.5)),
+        loss_chance=float(binom.sf(lost - 1, won + lost, 0.5)),
     )
 
 
@@ -235,9 +249,9 @@ def _chunks(total: int, most: int) -> list[int]:
 
 
 def _check_fall(name: str, before: float, after: float, allowed: float) -> Check:
-    ok = before - after <= allowed
-    return Check(name=name, production=before, candidate=after, ok=ok, bound=f"a fall of {allowed:.3f}")
+    ok = bool(before - after <= allowed)
+    return Check(name=name, production=float(before), candidate=float(after), ok=ok, bound=f"a fall of {allowed:.3f}")
 
 
 def _within(name: str, before: float, after: float, most: float) -> Check:
-    return Check(name=name, production=before, candidate=after, ok=after <= most, bound=f"at most {most:.4g}")
+    return Check(name=name, production=before, candidate=after, ok=bool(after <= most), bound=f"at most {most:.4g}")

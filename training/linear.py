@@ -50,6 +50,7 @@ STRENGTHS = (1.0, 0.3, 3.0, 0.1)  # of the fit to the training rows (C); of equa
 
 # What bounds time and memory, whatever the data. So many characters are some 20 M n-grams.
 MAX_ROWS = 200_000
+MAX_CELLS = 10_000_000  # rows times labels, each of which has a line of its own
 MAX_CHARACTERS = {"words": 50_000_000, "characters": 6_000_000}
 MAX_FEATURES = 500_000  # of each kind of n-gram, the most frequent
 ROWS_OF_RARE = 100  # of each label are taken first, where not all rows are
@@ -153,12 +154,13 @@ def sample(dataset: Dataset, max_characters: int) -> list[int]:
     The same for the same data.
     """
     n = len(dataset.examples)
+    most = min(MAX_ROWS, MAX_CELLS // len(dataset.label_names))
     characters = np.array([sum(map(len, sides(text))) for text in dataset.texts])
-    if n <= MAX_ROWS and characters.sum() <= max_characters:
+    if n <= most and characters.sum() <= max_characters:
         return list(range(n))
     order = np.array(list(_rare_first(dataset, np.random.default_rng(0).permutation(n))))
     fits = int(np.searchsorted(characters[order].cumsum(), max_characters, side="right"))
-    return sorted(order[: min(MAX_ROWS, max(fits, 2))].tolist())
+    return sorted(order[: min(most, max(fits, 2))].tolist())
 
 
 def _rare_first(dataset: Dataset, order: NDArray[np.int64]) -> Iterator[int]:

@@ -122,7 +122,7 @@ class Clock:
     def done(self, tokens: int) -> float:
         """0 to 1, and beyond. Of the seconds some are kept for the last evaluation, and for writing."""
         if self.seconds is None:
-            return tokens / self.tokens
+            return tokens / self.tokens if self.tokens else 1.0
         return self.elapsed / max(self.seconds - 2 * self.evaluation_s - FINISH_S, 1e-3)
 
     @property
@@ -231,6 +231,8 @@ def fit(
             if is_due or time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 save_checkpoint(checkpoint, model, None, optimizer, at, identity)
                 saved_at = time.monotonic()
+    if run.epochs == 0:
+        evaluate(run, at, clock)
     if not at.history:
         raise ValueError(f"the budget left no time for the first step, give more than the seconds left: {seconds:.0f}")
     return at.history
@@ -271,7 +273,7 @@ def evaluate(run: Run, at: Progress, clock: Clock) -> None:
         {
             "step": at.step,
             "tokens": tokens_read(at),
-            "loss": at.loss_sum / (at.step - before["step"]),
+            "loss": at.loss_sum / max(at.step - before["step"], 1),
             "dev_loss": loss,
             "dev_perplexity": math.exp(loss),
             "dev_accuracy": accuracy,

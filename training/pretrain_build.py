@@ -48,7 +48,8 @@ class PretrainConfig:
     feed_forward: int | None = None
     max_tokens: int = 256  # of a row; a longer text is cut into several
     mask_share: float = 0.3  # of the words
-    epochs: int | None = None  # None: as many as read 20 million tokens, from 1 to 40; with --budget until it is over
+    # None: as many as read 20 million tokens, from 1 to 40; with --budget until it is over. 0: word vectors alone
+    epochs: int | None = None
     batch_tokens: int = 8192
     lr: float | None = None  # peak; from scratch 1e-3, with --init 2e-4
     warmup: float = 0.05  # share of the run over which the rate rises; then it falls to 0 in a line
@@ -63,7 +64,9 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, *SCRATCH, "epochs", "batch_tokens", "lr", "evaluations")
+        if self.epochs is not None and self.epochs < 0:
+            raise ValueError(f"epochs is not at least 0: {self.epochs}")
+        check_positive(self, *SCRATCH, "batch_tokens", "lr", "evaluations")
         check_shares(self, "dropout", "warmup")
         check_from_zero(self, "weight_decay", "max_grad_norm")
         if not 0 < self.mask_share < 1:

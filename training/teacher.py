@@ -10,6 +10,7 @@ from model.bundle import load_bundle
 from training.evaluate import check_problem, read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from training.data import Dataset
 
 
-def teacher_logits(folder: Path, dataset: Dataset, labels: list[str], device: torch.device) -> Array:
+def teacher_logits(folder: Path, dataset: Dataset, labels: Sequence[str], device: torch.device) -> Array:
     """Logits (N, C) of a bundle, its columns in the order of `labels`.
 
     Raises BundleError where it cannot be read, DataError where it has another kind of labels, ValueError where it

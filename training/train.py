@@ -128,6 +128,7 @@ def train(
     on_step: Callable[[int], object] = lambda step: None,
     loop: Loop | None = None,
     search: Callable[[Run], tuple[TrainConfig, list[Tried]]] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> tuple[Manifest, dict[str, Evaluation]]:
     """Train on labelled text and write the bundle to `out`; returns its manifest and the held-out figures.
 
@@ -136,23 +137,25 @@ def train(
     from `out`.checkpoint and gives what the uninterrupted run would have given, where there is no budget. With
     `strict`, data with a serious finding is refused (training/health.py). `log` hears the figures
     (training/tracking.py), on_step each step done. `search` chooses the settings (training/search.py). `loop` is fit(),
-    or runs it somewhere else (training/distributed.py).
+    or runs it somewhere else (training/distributed.py). `labels` are all that the model is to have, each at its id;
+    without, those of the training rows, sorted.
     Raises ValueError (DataError, BundleError) naming what is wrong before anything is trained.
     """
     if out.exists():
         raise ValueError(f"a bundle is never overwritten, remove it or choose another --out: {out}")
-    parts = parts_of(train_set, dev_set, test_set, config.out_of_scope_label)
+    parts = parts_of(train_set, dev_set, test_set, config.out_of_scope_label, labels)
+    labels = labels or parts["train"].label_names
     health = check(parts, config.longest)
     print(health.table(), file=sys.stderr)
     if strict:
         health.refuse()
     keep_freed_memory()
-    scores = teacher_logits(teacher, parts["train"], parts["train"].label_names, device) if teacher else None
-    run = replace(set_up(config, parts, init, device), teacher=scores, budget_s=budget_s)
+    scores = teacher_logits(teacher, parts["train"], labels, device) if teacher else None
+    run = replace(set_up(config, parts, init, device, labels), teacher=scores, budget_s=budget_s)
     tried: list[Tried] = []
     if search is not None:
         best, tried = search(run)
-        run = replace(set_up(best, parts, init, device), teacher=scores, budget_s=budget_s)
+        run = replace(set_up(best, parts, init, device, labels), teacher=scores, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     log = log or Log()
@@ -189,11 +192,13 @@ def origin(
     }
 
 
-def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device) -> Run:
+def set_up(
+    config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device, labels: Sequence[str]
+) -> Run:
     """The run that settings describe, from scratch or from the encoder in `init`, its weights the same for a seed."""
-    train_set, labels = parts["train"], parts["train"].label_names
+    train_set = parts["train"]
     torch.manual_seed(config.seed)
-    classifier, tokenizer, max_tokens = build(config, train_set, len(labels), init)
+    classifier, tokenizer, max_tokens = build(config, train_set, labels, init)
     if config.token_dropout and tokenizer.mask_id is None:
         raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
     return Run(
@@ -201,7 +206,7 @@ def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, de
         recipe_of(config, classifier.config, tokenizer, train_set, max_tokens),
         classifier.to(device),
         tokenizer,
-        labels,
+        list(labels),
         train_set,
         parts["dev"],
         device,
@@ -211,7 +216,11 @@ def set_up(config: TrainConfig, parts: dict[str, Dataset], init: Path | None, de
 
 
 def parts_of(
-    train_set: Dataset, dev_set: Dataset | None, test_set: Dataset | None, outside_label: str | None
+    train_set: Dataset,
+    dev_set: Dataset | None,
+    test_set: Dataset | None,
+    outside_label: str | None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Dataset]:
     """train, dev and, where given, test; without a dev set, a tenth of the training texts is held out by hash.
 
@@ -222,7 +231,7 @@ def parts_of(
         train_set, dev_set = split(train_set)
     train_set, dev_set = (set_aside(dataset, outside_label) for dataset in (train_set, dev_set))
     test_set = test_set and set_aside(test_set, outside_label)
-    labels = train_set.label_names
+    labels = labels or train_set.label_names
     if len(labels) < 2 and train_set.problem_type != MULTI:
         raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
     held_out = {"dev": dev_set} | ({"test": test_set} if test_set else {})

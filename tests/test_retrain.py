@@ -1,0 +1,221 @@
+"""New labels make a better model, bad ones none; killed anywhere, the next run goes on (training/retrain.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from samples import TINY, rows, sentence
+
+from model.bundle import load_bundle
+from model.registry import registered
+from service.cli import main
+from service.predict import predict_texts
+from service.predictor import Predictor
+from training.archive import Archive
+from training.build import TrainConfig
+from training.data import read_dataset
+from training.retrain import Plan, RetrainError, retrain
+from training.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from model.registry import RegisteredModel
+    from training.retrain import Outcome
+
+CPU = torch.device("cpu")
+SETTINGS = {"epochs": 6, "lr": 3e-3, "token_dropout": 0.0, "dropout": 0.1, "batch_tokens": 512}
+PLAN = Plan(train=TrainConfig(**SETTINGS))  # type: ignore[arg-type]
+NEW_GOOD, NEW_BAD = ["zesty", "crisp"], ["soggy", "stale"]
+OTHER = {"positive": "negative", "negative": "positive"}
+
+
+def foods(n: int, seed: int = 0, flipped: float = 0.0) -> list[dict[str, object]]:
+    """Sentences whose label hangs on words that films have not."""
+    rng = random.Random(seed)
+    found: list[dict[str, object]] = []
+    for i in range(n):
+        label = "positive" if i % 2 else "negative"
+        text = sentence(rng, NEW_GOOD if i % 2 else NEW_BAD, rng.randrange(3, 14))
+        found.append({"text": text, "label": OTHER[label] if rng.random() < flipped else label})
+    return found
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A file of film reviews and a bundle that was trained on it."""
+    folder = tmp_path_factory.mktemp("films")
+    file = folder / "films.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(2000)))
+    config = dataclasses.replace(TINY, epochs=4)
+    train(config, read_dataset(file), None, None, folder / "mood", device=CPU)
+    return file, folder / "mood"
+
+
+@pytest.fixture
+def model(films: tuple[Path, Path], tmp_path: Path) -> RegisteredModel:
+    """It is in production."""
+    made = registered(tmp_path / "registry", "mood")
+    made.promote(made.add(films[1]))
+    return made
+
+
+@pytest.fixture
+def learn(model: RegisteredModel, films: tuple[Path, Path], write_jsonl: Callable[..., Path]) -> Callable[..., Outcome]:
+    """retrain() with new rows."""
+
+    def retrain_on(new: list[dict[str, object]], plan: Plan = PLAN, **options: Any) -> Outcome:
+        is_first = not (model.folder / "data" / "log.jsonl").exists()
+        base = read_dataset(films[0]) if is_first else None
+        return retrain(model, [read_dataset(write_jsonl(new, "new"))], plan, base=base, device=CPU, **options)
+
+    return retrain_on
+
+
+def right_on(bundle: Path, some: list[dict[str, object]]) -> float:
+    predictor = Predictor(load_bundle(bundle), CPU, "fp32")
+    answers = predict_texts(predictor, [str(row["text"]) for row in some], 1)
+    best = [answer.labels[0].label for answer in answers if answer.labels]
+    return sum(label == row["label"] for label, row in zip(best, some, strict=True)) / len(some)
+
+
+def test_labels_of_another_domain_make_a_model_that_is_promoted_and_flipped_ones_none(
+    model: RegisteredModel, learn: Callable[..., Outcome]
+) -> None:
+    before, of_foods = model.aliases()["production"], foods(200, seed=99)
+    assert right_on(model.bundle("production"), of_foods) < 0.7
+    good = learn(foods(500))
+    assert good.promoted, good.why
+    after = model.aliases()
+    assert (after["production"], after["previous"]) == (good.candidate, before)
+    assert right_on(model.bundle("production"), of_foods) > 0.9
+    bad = learn(foods(500, seed=5, flipped=0.4))
+    assert not bad.promoted
+    assert "a linear model contradicts more of the new labels than 25%" in bad.why
+    assert model.aliases()["production"] == good.candidate
+    assert model.rollback()["production"] == before
+
+
+def test_a_decision_is_written_down_with_its_numbers(model: RegisteredModel, learn: Callable[..., Outcome]) -> None:
+    outcome = learn([*foods(400), {"text": "neither", "label": "mixed"}])
+    assert outcome.report is not None
+    record = json.loads((outcome.report.parent / "decision.json").read_text())
+    assert record["candidate"] == outcome.candidate == outcome.report.parent.name
+    assert record["decision"]["newest"]["candidate"] > record["decision"]["newest"]["production"]
+    assert record["batches"][0]["not_taken_in"]["unknown label, --allow-new-labels takes it in"] == 1
+    assert record["flips"]["newest"]
+    page = outcome.report.read_text()
+    assert page.startswith("# mood: promoted")
+    assert "| newest labels |" in page
+
+
+def test_a_new_label_gets_the_next_id_where_it_is_allowed(
+    model: RegisteredModel, learn: Callable[..., Outcome]
+) -> None:
+    rng = random.Random(0)
+    lost: list[dict[str, object]] = [
+        {"text": sentence(rng, ["missing", "absent"], 6), "label": "lost"} for _ in range(200)
+    ]
+    outcome = learn(
+        [*foods(300), *lost],
+        dataclasses.replace(PLAN, allow_new_labels=True, train=TrainConfig(**SETTINGS | {"epochs": 8})),
+    )  # type: ignore[arg-type]
+    assert outcome.promoted, outcome.why
+    assert load_bundle(model.bundle("production")).labels == ["negative", "positive", "lost"]
+    assert right_on(model.bundle("production"), lost) > 0.9
+
+
+def test_the_hold_out_and_texts_near_it_are_never_learned_from(
+    model: RegisteredModel, learn: Callable[..., Outcome]
+) -> None:
+    learn(foods(60))
+    archive = Archive(model.folder / "data")
+    held = archive.parts(archive.history()).hold_out
+    copies = [{"text": str(text).upper(), "label": "positive"} for text in held.texts]
+    outcome = learn([*copies, *foods(2, seed=77)])
+    assert outcome.intake is not None
+    assert not {str(e.text).lower() for e in outcome.intake.accepted} & {str(text).lower() for text in held.texts}
+
+
+def test_a_candidate_has_what_production_has(model: RegisteredModel, learn: Callable[..., Outcome]) -> None:
+    outcome = learn(foods(300))
+    assert outcome.candidate is not None
+    old, new = (load_bundle(model.bundle(wanted)) for wanted in ("previous", "production"))
+    assert (new.labels, new.max_tokens, new.name) == (old.labels, old.max_tokens, "mood")
+    assert new.tokenizer.to_json() == old.tokenizer.to_json()
+
+
+def test_without_new_labels_nothing_is_trained(model: RegisteredModel, learn: Callable[..., Outcome]) -> None:
+    learn(foods(100))
+    versions = model.versions()
+    assert learn(foods(100)).why == "no label is new"
+    assert model.versions() == versions
+
+
+def test_what_cannot_begin_says_why(
+    model: RegisteredModel, films: tuple[Path, Path], learn: Callable[..., Outcome], write_jsonl: Callable[..., Path]
+) -> None:
+    new = [read_dataset(write_jsonl(foods(10), "new"))]
+    with pytest.raises(RetrainError, match="its first retraining needs the rows that it was trained on, --old FILE"):
+        retrain(model, new, PLAN, device=CPU)
+    learn(foods(60))
+    with pytest.raises(RetrainError, match="its rows are known since the first retraining, leave out --old"):
+        retrain(model, new, PLAN, base=read_dataset(films[0]), device=CPU)
+
+
+def test_the_command_exits_with_0_where_it_promotes_and_with_3_where_not(
+    model: RegisteredModel,
+    films: tuple[Path, Path],
+    write_jsonl: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["retrain", "--registry", str(model.registry), "--name", "mood", "--json"]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    new = write_jsonl(foods(400), "new")
+    assert main([*command, "--new", str(new), "--old", str(films[0])]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["promoted"]
+    assert told["candidate"] == model.aliases()["production"]
+    assert main([*command, "--new", str(new)]) == 3
+    assert main([*command, "--gate", "level=2"]) == 2
+    assert "level is not in (0, 1): 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_registry_loads_and_the_next_run_goes_on(
+    model: RegisteredModel, films: tuple[Path, Path], write_jsonl: Callable[..., Path]
+) -> None:
+    command = [sys.executable, "-m", "service", "retrain", "--registry", str(model.registry), "--name", "mood"]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    new = ["--new", str(write_jsonl(foods(400), "new")), "--old", str(films[0])]
+    rng, log = random.Random(0), model.folder / "data" / "log.jsonl"
+    before, kills = model.aliases()["production"], 0
+    begun = time.monotonic()
+    subprocess.run([*command, *new], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # how long a run takes
+    whole_s = time.monotonic() - begun
+    for round_ in range(50):
+        batch = ["--new", str(write_jsonl(foods(120, seed=100 + round_), f"new{round_}"))]
+        process = subprocess.Popen([*command, *batch], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.2, 1) * whole_s)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert load_bundle(model.bundle("production")).labels == ["negative", "positive"]
+        assert Archive(model.folder / "data").history().version or not log.exists()
+    assert kills > 25
+    assert main(["retrain", "--registry", str(model.registry), "--name", "mood", *command[-5:]]) in (0, 3)
+    assert not Archive(model.folder / "data").history().newest
+    assert model.aliases()["production"] != before
+    assert right_on(model.bundle("production"), foods(200, seed=98)) > 0.85

@@ -1,0 +1,249 @@
+"""All labelled rows that a model has learned from, in batches, each written once: the versions of its data.
+
+  REGISTRY/NAME/data/log.jsonl         what happened, a line each, only ever appended to
+  REGISTRY/NAME/data/rows/HASH.jsonl   rows of the hold-out or of a batch; HASH is of the file
+
+Each line of the log has the version of the data after it, the hash of the line and of the version before: it names all
+rows up to there, and a line that was changed is found. The hold-out is chosen once, by hash of the texts, and no later
+line changes it. A row's place decides what it is for, the same for ever (place() in training/data.py): below DEV_SHARE
+dev; up to HELD_OUT hold-out in the first rows, and in a later batch the newest labels, which are trained on once that
+batch is decided on; the rest is to train on. Used by training/retrain.py, one process at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.disk import sync, write
+from model.manifest import now
+from model.scores import MULTI, SINGLE
+from training.data import DEV_SHARE, Columns, DataError, Dataset, Example, place, read_dataset
+from training.duplicates import normal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from model.scores import ProblemType
+    from training.intake import Intake
+
+HELD_OUT = 0.3  # places below it, but those of dev: a fifth of the rows
+MOST_HELD_OUT = 5000  # rows of the hold-out: more cost time and show little more
+DIGITS = 16  # of a hash that names rows or a version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Labelled rows that came together."""
+
+    name: str  # of its rows
+    rows: int
+    labels: list[str]  # all that the model has after it; the position is the label id
+    sources: list[dict[str, Any]]  # the files, each with its hash
+    not_taken_in: dict[str, int] = field(default_factory=dict)  # rows of those files by the reason
+    doubted: float | None = None  # share of its labels that a linear model contradicts
+    moved: float | None = None  # population stability index of its label shares, where it is large
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What the log says: the batches in order, which of them are decided on, and which of those are learned from."""
+
+    version: str = ""
+    hold_out: str = ""  # name of its rows
+    problem_type: ProblemType = SINGLE
+    slices: tuple[str, ...] = ()
+    batches: list[Batch] = field(default_factory=list)
+    decided: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()  # batches that made a model worse: never learned from
+
+    @property
+    def newest(self) -> list[Batch]:
+        """Those that no decision was made on."""
+        return [batch for batch in self.batches if batch.name not in self.decided]
+
+    @property
+    def labels(self) -> list[str]:
+        """Of all batches that are not refused; the position is the label id."""
+        kept = [batch for batch in self.batches if batch.name not in self.refused]
+        return kept[-1].labels if kept else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What rows are for in the next training."""
+
+    train: Dataset
+    dev: Dataset
+    hold_out: Dataset
+    newest: Dataset | None
+
+
+class Archive:
+    """The rows of one model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = folder / "log.jsonl"
+
+    def history(self) -> History:
+        """What happened so far. Raises DataError where a line of the log is not what was written."""
+        found = History()
+        for number, line in enumerate(self._lines(), 1):
+            entry = json.loads(line)
+            if entry.pop("version") != _version(found.version, entry):
+                raise DataError(f"{self._log}:{number}: the line is not what was written, its version is another")
+            found = _after(found, entry, version=_version(found.version, entry))
+        return found
+
+    def begin(self, base: Dataset, hold_out: Dataset | None, labels: Sequence[str]) -> None:
+        """Take in the rows that the model in production learned from; the hold-out is chosen, if it is not given.
+
+        Raises DataError where nothing would be left to train or to measure on.
+        """
+        held = hold_out.examples if hold_out else _chosen(base.examples)
+        kept = {normal(example.text) for example in held}
+        rest = [example for example in base.examples if normal(example.text) not in kept]
+        if not held or not rest:
+            raise DataError(f"{base.name}: too few rows to hold some out: {len(base.examples)}")
+        self._append(
+            kind="begin",
+            hold_out=self._store(held, base),
+            problem_type=base.problem_type,
+            slices=list(base.slices),
+            **_batch_fields(self._store(rest, base), rest, labels, [base]),
+        )
+
+    def add(self, taken: Intake, sources: Sequence[Dataset]) -> None:
+        """Take in a batch."""
+        rows = taken.accepted
+        self._append(
+            kind="batch",
+            **_batch_fields(self._store(rows, sources[0]), rows, taken.labels, sources),
+            not_taken_in=taken.reasons(),
+            doubted=taken.doubted,
+            moved=taken.moved,
+        )
+
+    def decide(self, batches: Sequence[Batch], *, candidate: str, promoted: bool, refused: bool, why: str) -> None:
+        """Write down what became of the newest batches; refused ones are never learned from."""
+        names = [batch.name for batch in batches]
+        self._append(kind="decision", batches=names, candidate=candidate, promoted=promoted, refused=refused, why=why)
+
+    def parts(self, history: History) -> Parts:
+        """The rows of the next training. Of a text that was labelled again, the last label counts."""
+        newest = {batch.name for batch in history.newest}
+        last: dict[str, tuple[str, Example]] = {}
+        for batch in history.batches:
+            if batch.name not in history.refused:
+                last |= {normal(example.text): (batch.name, example) for example in self._rows(batch.name, history)}
+        train: list[Example] = []
+        dev: list[Example] = []
+        new: list[Example] = []
+        for name, example in last.values():
+            at = place(example.text)
+            (dev if at < DEV_SHARE else new if name in newest and at < HELD_OUT else train).append(example)
+
+        def dataset(kind: str, examples: list[Example]) -> Dataset:
+            return Dataset(
+                f"{self.folder}@{history.version} ({kind})",
+                examples,
+                history.problem_type,
+                [],
+                history.version,
+                slices=history.slices,
+            )
+
+        return Parts(
+            train=dataset("train", train),
+            dev=dataset("dev", dev),
+            hold_out=dataset("hold-out", self._rows(history.hold_out, history)),
+            newest=dataset("newest", new) if new else None,
+        )
+
+    def known(self, history: History) -> dict[str, tuple[str, ...]]:
+        """The labels of every text that is not refused, by normal(text)."""
+        kept = [batch.name for batch in history.batches if batch.name not in history.refused]
+        return {normal(e.text): e.labels for name in kept for e in self._rows(name, history)}
+
+    def _rows(self, name: str, history: History) -> list[Example]:
+        """Raises DataError where the file is not what was written."""
+        file = self.folder / "rows" / f"{name}.jsonl"
+        dataset = read_dataset(file, Columns(slices=history.slices))
+        if dataset.sha256[:DIGITS] != name:
+            raise DataError(f"the rows are not what was written, their hash is another: {file}")
+        return dataset.examples
+
+    def _store(self, rows: Sequence[Example], like: Dataset) -> str:
+        """Write rows once, under the hash of what is written."""
+        text = "".join(json.dumps(_fields(row, like), ensure_ascii=False) + "\n" for row in rows)
+        name = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        file = self.folder / "rows" / f"{name}.jsonl"
+        if not file.exists():
+            partial = file.with_suffix(".partial")
+            write(partial, text)
+            partial.replace(file)
+            sync(file.parent)
+        return name
+
+    def _append(self, **entry: Any) -> None:
+        """A line more, on disk on return; what a killed process left of a line is cut off first."""
+        before = self.history().version
+        whole = "".join(f"{line}\n" for line in self._lines()).encode()
+        line = {"at": now(), **entry}
+        line["version"] = _version(before, line)
+        with self._log.open("ab") as file:
+            file.truncate(len(whole))
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        sync(self._log)
+
+    def _lines(self) -> list[str]:
+        """Those that were written whole."""
+        if not self._log.exists():
+            return []
+        return self._log.read_bytes().decode(errors="replace").split("\n")[:-1]
+
+
+def _after(before: History, entry: dict[str, Any], version: str) -> History:
+    """The history with one more line."""
+    fields = dict(vars(before)) | {"version": version}
+    if entry["kind"] == "decision":
+        names = frozenset(entry["batches"])
+        fields["decided"] = before.decided | names
+        fields["refused"] = before.refused | (names if entry["refused"] else frozenset())
+        return History(**fields)
+    batch = Batch(**{f.name: entry[f.name] for f in dataclasses.fields(Batch) if f.name in entry})
+    fields["batches"] = [*before.batches, batch]
+    if entry["kind"] == "begin":
+        fields |= {name: entry[name] for name in ("hold_out", "problem_type")}
+        fields |= {"slices": tuple(entry["slices"]), "decided": frozenset({batch.name})}
+    return History(**fields)
+
+
+def _batch_fields(
+    name: str, rows: Sequence[Example], labels: Sequence[str], sources: Sequence[Dataset]
+) -> dict[str, Any]:
+    files = [{"file": source.name, "sha256": source.sha256, "rows": len(source.examples)} for source in sources]
+    return {"name": name, "rows": len(rows), "labels": list(labels), "sources": files}
+
+
+def _chosen(examples: Sequence[Example]) -> list[Example]:
+    """The hold-out: of the rows in its places those of the lowest hashes."""
+    inside = sorted((e for e in examples if DEV_SHARE <= place(e.text) < HELD_OUT), key=lambda e: place(e.text))
+    return inside[:MOST_HELD_OUT]
+
+
+def _fields(row: Example, like: Dataset) -> dict[str, Any]:
+    """A row as read_dataset() reads it."""
+    text = {"text": row.text} if isinstance(row.text, str) else {"text": row.text[0], "text_pair": row.text[1]}
+    given = {"labels": list(row.labels)} if like.problem_type == MULTI else {"label": row.labels[0]}
+    return text | given | dict(zip(like.slices, row.slices, strict=True))
+
+
+def _version(before: str, entry: dict[str, Any]) -> str:
+    """Of the data after an entry."""
+    return hashlib.sha256((before + json.dumps(entry, ensure_ascii=False)).encode()).hexdigest()[:DIGITS]

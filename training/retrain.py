@@ -1,0 +1,333 @@
+"""New labels -> a candidate -> production, or not: the loop that runs without anybody watching. `heed retrain`.
+
+Read in order: what is new is looked at (intake.py) and kept (archive.py), a candidate learns from old and new rows
+(train.py), both models answer the frozen hold-out and the newest labels, the gate decides (gate.py), the decision is
+written down (decision.py), the alias moves (model/registry.py). Killed anywhere, the next run goes on from there: each
+step finds what the one before left, and production changes last but one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.bundle import load_bundle
+from model.disk import write
+from model.forward import forward_rows
+from model.scores import Judged, judge
+from training.answers import Answers
+from training.archive import Archive
+from training.checkpoint import has_checkpoint
+from training.data import set_aside, targets
+from training.decision import Record, flips, record_files
+from training.evaluate import read
+from training.gate import Bounds, Cost, decide
+from training.intake import take_in
+from training.reliability import expected_calibration_error, predictions
+from training.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from model.bundle import Bundle
+    from model.registry import RegisteredModel
+    from model.tokens import Text
+    from training.archive import History, Parts
+    from training.build import TrainConfig
+    from training.data import Dataset
+    from training.gate import Decision
+    from training.intake import Intake
+
+TIMED_TEXTS, TIMED_ROUNDS = 32, 5  # to measure what a text takes
+PAD_LOGIT = -30.0  # of a label that a model does not have: its score is 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a retraining goes about it."""
+
+    train: TrainConfig
+    bounds: Bounds = dataclasses.field(default_factory=Bounds)
+    init: Path | None = None  # encoder that the candidate starts from; None: the bundle in production
+    allow_new_labels: bool = False
+    most_doubted: float = 0.25  # share of new labels that a linear model may contradict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a retraining; decision is None where there was nothing new, or labels that were not believed."""
+
+    promoted: bool
+    why: str
+    candidate: str | None = None
+    decision: Decision | None = None
+    intake: Intake | None = None
+    report: Path | None = None
+
+
+class RetrainError(ValueError):
+    """A retraining that cannot begin; says what to change."""
+
+
+def retrain(
+    model: RegisteredModel,
+    new: Sequence[Dataset],
+    plan: Plan,
+    *,
+    base: Dataset | None = None,
+    hold_out: Dataset | None = None,
+    device: torch.device,
+    command: str = "",
+) -> Outcome:
+    """Train on all labels of a model and put the result into production, if the gate lets it through.
+
+    The first time `base` are the rows that production was trained on; a fifth of them, or `hold_out`, is never trained
+    on. Raises RetrainError, DataError, RegistryError or BundleError, and then production is what it was.
+    """
+    production = load_bundle(model.bundle("production"))
+    archive = Archive(model.folder / "data")
+    with alone(archive.folder):
+        begin(archive, base, hold_out, production)
+        taken = take_in_new(archive, new, production, plan)
+        history = archive.history()
+        if not history.newest:
+            return Outcome(promoted=False, why="no label is new", intake=taken)
+        if noisy := [batch for batch in history.newest if (batch.doubted or 0) > plan.most_doubted]:
+            doubted = max(batch.doubted or 0 for batch in noisy)
+            why = f"a linear model contradicts more of the new labels than {plan.most_doubted:.0%}: {doubted:.0%}"
+            archive.decide(noisy, candidate="", promoted=False, refused=True, why=why)
+            history = archive.history()
+            if not history.newest:
+                return Outcome(promoted=False, why=why, intake=taken)
+        return from_rows(model, archive, history, production, plan, taken, device, command)
+
+
+def begin(archive: Archive, base: Dataset | None, hold_out: Dataset | None, production: Bundle) -> None:
+    """The rows that production learned from, the first time."""
+    if archive.history().version:
+        if base or hold_out:
+            raise RetrainError(f"its rows are known since the first retraining, leave out --old: {archive.folder}")
+        return
+    if base is None:
+        raise RetrainError(f"its first retraining needs the rows that it was trained on, --old FILE: {production.name}")
+    for part in (base, hold_out):
+        if part is not None:
+            targets(set_aside(part, outside_label(production)), production.labels)  # refuses any other label
+    archive.begin(base, hold_out, production.labels)
+
+
+def take_in_new(archive: Archive, new: Sequence[Dataset], production: Bundle, plan: Plan) -> Intake | None:
+    """Look at new files and keep what is good; the others lie in data/quarantine with a reason each."""
+    if not new:
+        return None
+    history = archive.history()
+    parts = archive.parts(history)
+    labels = history.labels or production.labels
+    taken = take_in(
+        new,
+        archive.known(history),
+        parts.train,
+        parts.hold_out,
+        labels,
+        outside_label=outside_label(production),
+        allow_new_labels=plan.allow_new_labels,
+    )
+    if taken.quarantined or taken.unread:
+        lines = [
+            {"file": q.file, "line": q.example.line, "reason": q.reason, "text": q.example.text}
+            for q in taken.quarantined
+        ]
+        rows = [*lines, *({"reason": why} for why in taken.unread)]
+        file = archive.folder / "quarantine" / f"{new[0].sha256[:16]}.jsonl"
+        write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if taken.accepted:
+        archive.add(taken, new)
+    return taken
+
+
+def from_rows(
+    model: RegisteredModel,
+    archive: Archive,
+    history: History,
+    production: Bundle,
+    plan: Plan,
+    taken: Intake | None,
+    device: torch.device,
+    command: str,
+) -> Outcome:
+    """Train on what is there, compare, decide."""
+    parts = archive.parts(history)
+    folder = archive.folder / f"candidate-{history.version}" / model.name
+    if not folder.exists():
+        init = plan.init or model.bundle("production")
+        learn(folder, parts, history, production, init, plan.train, device, command)
+    candidate = load_bundle(folder)
+    version = model.add(folder)
+    record_folder = model.folder / "decisions" / version
+    if candidate.version == production.version:  # killed between the promotion and the note of it
+        promoted, why, decision = True, "promoted by the run before, which was killed", None
+    else:
+        model.propose(version)
+        folders = model.bundle("production"), folder
+        decision, record = compare(production, candidate, folders, parts, history, plan, command)
+        for name, text in record_files(record).items():
+            write(record_folder / name, text)
+        promoted, why = decision.promoted, decision.why
+    refused = decision is not None and not promoted and decision.harmed
+    if promoted:
+        model.promote(version)
+    archive.decide(history.newest, candidate=version, promoted=promoted, refused=refused, why=why)
+    shutil.rmtree(folder.parent)
+    return Outcome(
+        promoted=promoted,
+        why=why,
+        candidate=version,
+        decision=decision,
+        intake=taken,
+        report=record_folder / "decision.md",
+    )
+
+
+def outside_label(bundle: Bundle) -> str | None:
+    """The label of rows that are no class of it."""
+    return bundle.manifest.out_of_scope_label if bundle.manifest else None
+
+
+def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
+    """The settings, and where they say nothing what production is: as wide a view, the same type of weights."""
+    made_with = production.manifest.made_by.get("config", {}) if production.manifest else {}
+    return dataclasses.replace(
+        config,
+        max_tokens=config.max_tokens or production.max_tokens,
+        weights=made_with.get("weights", config.weights) if config.weights == "fp32" else config.weights,
+        out_of_scope_label=config.out_of_scope_label or outside_label(production),
+    )
+
+
+def learn(
+    folder: Path,
+    parts: Parts,
+    history: History,
+    production: Bundle,
+    init: Path,
+    config: TrainConfig,
+    device: torch.device,
+    command: str,
+) -> None:
+    """Train the candidate, on with what an interrupted run left of it."""
+    checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+    train(
+        settings_of(config, production),
+        parts.train,
+        parts.dev,
+        parts.hold_out,
+        folder,
+        init=init,
+        device=device,
+        resume=has_checkpoint(checkpoint),
+        command=command,
+        labels=history.labels,
+    )
+
+
+def compare(
+    production: Bundle,
+    candidate: Bundle,
+    folders: tuple[Path, Path],
+    parts: Parts,
+    history: History,
+    plan: Plan,
+    command: str,
+) -> tuple[Decision, Record]:
+    """Both models on the same rows, and what the gate says of it."""
+    both = production, candidate
+    hold_out = pair_of(both, parts.hold_out, history.labels)
+    newest = pair_of(both, parts.newest, history.labels) if parts.newest else None
+    cost = costs(both, folders, parts.hold_out.texts[:TIMED_TEXTS])
+    decision = decide(hold_out, newest, (ece(hold_out[0]), ece(hold_out[1])), cost, plan.bounds)
+    record = Record(
+        model=candidate.name,
+        production=production.version,
+        candidate=candidate.version,
+        data=history.version,
+        hold_out=history.hold_out,
+        batches=history.newest,
+        bounds=dataclasses.asdict(plan.bounds),
+        decision=decision,
+        cost=cost,
+        flips={"hold-out": flips(*hold_out)} | ({"newest": flips(*newest)} if newest else {}),
+        command=command,
+    )
+    return decision, record
+
+
+def pair_of(bundles: tuple[Bundle, Bundle], dataset: Dataset, labels: Sequence[str]) -> tuple[Answers, Answers]:
+    """What both say, in the same order of labels."""
+    return answers_of(bundles[0], dataset, labels), answers_of(bundles[1], dataset, labels)
+
+
+def answers_of(bundle: Bundle, dataset: Dataset, labels: Sequence[str]) -> Answers:
+    """What a bundle says of rows with any of these labels; one that it does not have it never gives."""
+    dataset = set_aside(dataset, outside_label(bundle))
+    logits, tokens = read(bundle, dataset.texts, None)
+    judged = judge(logits, bundle.problem_type, bundle.calibration)
+    order = [bundle.labels.index(label) if label in bundle.labels else -1 for label in labels]
+    is_known = np.array(order) >= 0
+
+    def in_order(values: Any, missing: Any) -> Any:
+        return np.where(is_known, values[:, order], missing)
+
+    sets = None if judged.sets is None else in_order(judged.sets, missing=False)
+    return Answers(
+        dataset=dataset,
+        labels=labels,
+        logits=in_order(logits, PAD_LOGIT),
+        judged=Judged(in_order(judged.scores, 0.0), sets, judged.abstained),
+        truth=targets(dataset, labels),
+        tokens=tokens,
+        calibration=bundle.calibration,
+        outside=logits[:0],
+    )
+
+
+def ece(answers: Answers) -> float:
+    """Calibration error."""
+    return expected_calibration_error(*predictions(answers.scores, answers.truth))
+
+
+def costs(bundles: tuple[Bundle, Bundle], folders: tuple[Path, Path], texts: Sequence[Text]) -> tuple[Cost, Cost]:
+    """Bytes of the weights, and the median time of a text alone, measured in turns: the machine may be busy."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TIMED_ROUNDS):
+        for bundle, of_bundle in zip(bundles, times, strict=True):
+            for row in bundle.tokenizer.encode(texts, bundle.max_tokens):
+                begun = time.perf_counter()
+                forward_rows(bundle.classifier, [row])
+                of_bundle.append(time.perf_counter() - begun)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
+    of_each = [Cost(bytes=n, text_ms=1000 * statistics.median(some)) for n, some in zip(sizes, times, strict=True)]
+    return of_each[0], of_each[1]
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Held by one retraining of a model at a time; the kernel lets go of it when that dies. Raises RetrainError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RetrainError(f"another retraining of this model is running: {folder.parent}") from None
+        yield

@@ -1,0 +1,121 @@
+"""`heed retrain`: new labels in, a candidate that is promoted or not; exit 0 promoted, 3 not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.device import choose_device
+from model.registry import open_registry, registered
+from training.build import TrainConfig
+from training.commands import add_data_arguments, read_config, read_rows, starting_point
+from training.gate import Bounds
+from training.retrain import Plan, retrain
+
+if TYPE_CHECKING:
+    import argparse
+
+    from training.retrain import Outcome
+
+NOT_PROMOTED = 3
+
+
+def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed retrain`."""
+    parser.add_argument("--registry", required=True, metavar="REGISTRY", help="folder of the registry")
+    parser.add_argument("--name", required=True, metavar="NAME", help="the model, which is in production there")
+    parser.add_argument(
+        "--new", type=Path, nargs="*", default=[], metavar="FILE", help="rows that were labelled since the last time"
+    )
+    parser.add_argument(
+        "--old", type=Path, metavar="FILE", help="the rows that production was trained on; the first time only"
+    )
+    parser.add_argument(
+        "--hold-out",
+        type=Path,
+        metavar="FILE",
+        help="rows that every candidate is measured on and none is trained on; the first time only; default: a fifth "
+        "of --old, by hash",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="LOCATION",
+        help="what a candidate starts from, as of heed train; default: the model in production",
+    )
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings of the training, as --set")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="a setting of the training, as of heed train"
+    )
+    defaults = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(Bounds))
+    parser.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help=f"how sure a gain has to be, what may be worse; defaults: {defaults}",
+    )
+    parser.add_argument(
+        "--most-doubted",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="of the new labels, which a linear model may contradict; of more none is learned from; default: 0.25",
+    )
+    parser.add_argument(
+        "--allow-new-labels", action="store_true", help="take in labels that the model does not have, after its own"
+    )
+    add_data_arguments(parser)
+
+
+def retrain_command(args: argparse.Namespace) -> int:
+    """Retrain a model from its registry."""
+    if not 0 < args.most_doubted <= 1:
+        raise ValueError(f"--most-doubted is not in (0, 1]: {args.most_doubted}")
+    plan = Plan(
+        train=read_config(args.config, args.set, TrainConfig),
+        bounds=read_config(None, args.gate, Bounds),
+        init=starting_point(args.init) if args.init else None,
+        allow_new_labels=args.allow_new_labels,
+        most_doubted=args.most_doubted,
+    )
+    new = [dataset for path in args.new if (dataset := read_rows(path, args))]
+    outcome = retrain(
+        registered(open_registry(args.registry), args.name),
+        new,
+        plan,
+        base=read_rows(args.old, args),
+        hold_out=read_rows(args.hold_out, args),
+        device=choose_device(args.device),
+        command=shlex.join(["heed", *sys.argv[1:]]),
+    )
+    print(json.dumps(as_json(outcome), ensure_ascii=False) if args.json else in_words(args.name, outcome))
+    return 0 if outcome.promoted else NOT_PROMOTED
+
+
+def as_json(outcome: Outcome) -> dict[str, object]:
+    """The outcome with its figures."""
+    return {
+        "promoted": outcome.promoted,
+        "why": outcome.why,
+        "candidate": outcome.candidate,
+        "taken_in": len(outcome.intake.accepted) if outcome.intake else 0,
+        "not_taken_in": outcome.intake.reasons() if outcome.intake else {},
+        "decision": dataclasses.asdict(outcome.decision) if outcome.decision else None,
+        "report": str(outcome.report) if outcome.report else None,
+    }
+
+
+def in_words(name: str, outcome: Outcome) -> str:
+    """For a terminal."""
+    lines = []
+    if outcome.intake:
+        lines.append(f"{len(outcome.intake.accepted):,} new rows taken in")
+        lines += [f"{rows:,} not taken in: {reason}" for reason, rows in outcome.intake.reasons().items()]
+    if outcome.candidate:
+        lines.append(f"candidate {name}@{outcome.candidate}, report {outcome.report}")
+    lines.append(f"{'promoted' if outcome.promoted else 'not promoted'}: {outcome.why}")
+    return "\n".join(lines)
