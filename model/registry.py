@@ -145,6 +145,19 @@ class RegisteredModel:
             raise RegistryError(f"nothing was in production before, promote a version: {self}")
         return self._change(lambda aliases: promoted(aliases, self._version_of_bundle("previous")))
 
+    def collect(self, keep: int) -> list[str]:
+        """Remove versions that no alias names, but the last `keep`; which, oldest first. Raises RegistryError."""
+        with self._readable(), self._locked():
+            named = set(self.aliases().values())
+            unnamed = [version for version in self.versions() if version not in named]
+            gone = unnamed[: len(unnamed) - keep] if keep < len(unnamed) else []
+            removed = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+            for version in gone:
+                (self.folder / version).rename(removed / version)  # a reader sees all of it or nothing
+            sync(self.folder)
+        shutil.rmtree(removed)
+        return gone
+
     def _version_of_bundle(self, wanted: str) -> str:
         return self.bundle(wanted).name
 

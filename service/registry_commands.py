@@ -36,6 +36,10 @@ def add_registry_arguments(parser: argparse.ArgumentParser) -> None:
     promotes.add_argument("--promote", action="store_true", help="put it into production; else it is the candidate")
     action("promote", promote_command, "name", "version")
     action("rollback", rollback_command, "name")
+    collects = action("gc", gc_command, "name")
+    collects.add_argument(
+        "--keep", type=int, default=5, metavar="N", help="versions to keep beside those that an alias names; default: 5"
+    )
 
 
 def registry_command(args: argparse.Namespace) -> int:
@@ -108,6 +112,20 @@ def rollback_command(args: argparse.Namespace) -> int:
     model = registered(open_registry(args.registry), args.name)
     aliases = model.rollback()
     return told(args, model, aliases["production"], aliases)
+
+
+def gc_command(args: argparse.Namespace) -> int:
+    """Remove versions that are neither in production, nor candidate, nor previous, nor among the newest."""
+    if args.keep < 0:
+        raise ValueError(f"--keep is not at least 0: {args.keep}")
+    gone = registered(open_registry(args.registry), args.name).collect(args.keep)
+    if args.json:
+        print(json.dumps({"name": args.name, "removed": gone}, indent=2))
+        return 0
+    for version in gone:
+        print(f"{args.name}@{version}")
+    print(f"heed registry: {args.name}: versions removed: {len(gone)}", file=sys.stderr)
+    return 0
 
 
 def told(args: argparse.Namespace, model: RegisteredModel, version: str, aliases: dict[str, str]) -> int:

@@ -100,6 +100,21 @@ def test_a_promotion_is_rolled_back_and_that_is_undone(model: RegisteredModel, v
     assert model.rollback() == model.aliases() == {"production": second, "previous": first}
 
 
+def test_old_versions_go_and_none_that_an_alias_names(
+    model: RegisteredModel, variant: Callable[[float], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third, fourth, fifth = (model.add(variant(factor)) for factor in (1.0, 1.1, 1.2, 1.3, 1.4))
+    model.promote(first)
+    model.promote(third)
+    model.propose(second)
+    assert main(["registry", "gc", str(model.registry), model.name, "--keep", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == [fourth]
+    assert set(model.versions()) == {first, second, third, fifth}
+    assert model.collect(0) == [fifth]
+    assert model.rollback()["production"] == first
+    assert not list(model.folder.glob(".partial-*"))
+
+
 def test_a_version_is_named_by_an_alias_by_itself_or_by_its_beginning(
     model: RegisteredModel, versions: list[str]
 ) -> None:
