@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from model.convert import dump_weights, load_weights, read_config, write_config
 from model.disk import new_folder, sync, write
+from model.drift import Reference
 from model.encoder import Classifier
 from model.families import FAMILIES
 from model.family import UnsupportedCheckpoint
@@ -68,7 +69,7 @@ class Bundle(Described):
     """A loaded model: everything that is needed to answer."""
 
     classifier: Classifier
-    manifest: Manifest | None  # None for a checkpoint that Heed did not write
+    manifest: Manifest | None = None  # None for a checkpoint that Heed did not write
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -100,10 +101,15 @@ def load_bundle(folder: Path) -> Bundle:
         calibration=manifest.calibration if manifest else Calibration(),
         classifier=classifier,
         tokenizer=tokenizer,
+        reference=manifest.reference if manifest else {},
         manifest=manifest,
     )
     if manifest is not None:
         _check(bundle, manifest, folder)
+        try:
+            Reference(manifest.reference, labels)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"heed.json: reference is not what was written ({error}): {folder}") from None
     return bundle
 
 

@@ -71,3 +71,4 @@ class Described:
     max_tokens: int
     calibration: Calibration
     tokenizer: Tokenizer
+    reference: dict[str, Any] = field(default_factory=dict)  # of the manifest

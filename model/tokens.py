@@ -154,7 +154,15 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         """Id of the token that stands for a hidden one; None where there is none."""
-        token = self.special_tokens.get("mask")
+        return self._special_id("mask")
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for what the vocabulary has not; None where it has all, as bytes."""
+        return self._special_id("unk")
+
+    def _special_id(self, role: str) -> int | None:
+        token = self.special_tokens.get(role)
         return None if token is None else self.token_id(token)
 
     def token_id(self, token: str) -> int | None:

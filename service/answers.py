@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from model.drift import Seen
 from model.scores import pool_windows
 from model.tokens import Window, tokens_of
 from service.errors import PairTooLong, ServiceError, TooManyTokens
@@ -39,6 +40,20 @@ class TextAnswer:
     def tokens(self) -> int:
         """Tokens of the text that were read, each counted once, special tokens included."""
         return tokens_of(self.rows)
+
+
+def seen(bundle: Described, answer: TextAnswer) -> Seen | None:
+    """What is watched for drift of an answered text, None where the model failed on it."""
+    if isinstance(answer.result, ServiceError):
+        return None
+    confidence = max(answer.result.scores)
+    unknown = bundle.tokenizer.unknown_id
+    return Seen(
+        label=answer.result.scores.index(confidence),
+        confidence=confidence,
+        tokens=min(answer.tokens, bundle.max_tokens),
+        is_unknown=any(unknown in row.ids for row in answer.rows),
+    )
 
 
 def read_texts(bundle: Described, texts: Sequence[Text], on_long: OnLong) -> list[Reading]:

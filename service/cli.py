@@ -73,6 +73,11 @@ COMMANDS = {
         "labels that users gave to answered texts",
         "heed feedback export labels.db --out labelled.jsonl",
     ),
+    "drift": Command(
+        "service.drift_command",
+        "how far texts are from those that a model was measured on",
+        "heed drift models/mood@production recent.jsonl",
+    ),
     "bench": Command(
         "service.bench",
         "load a running server, find its knee",

@@ -83,6 +83,7 @@ class Compute:
             max_tokens=said["max_tokens"],
             calibration=Calibration.from_json(said["calibration"]),
             tokenizer=Tokenizer.from_folder(folder, has_types=said["has_types"]),
+            reference=said["reference"],
         )
         return Loaded(
             id=number,

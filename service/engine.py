@@ -64,6 +64,7 @@ class Engine:
             "name": bundle.name,
             "version": bundle.version,
             "labels": bundle.labels,
+            "reference": bundle.reference,
             "problem_type": bundle.problem_type,
             "max_tokens": bundle.max_tokens,
             "calibration": asdict(bundle.calibration),

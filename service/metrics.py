@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from model.drift import Reference, Window
+from service.answers import seen
 from service.errors import Failed, ServiceError, where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model.drift import Seen
+    from model.manifest import Described
     from service.answers import TextAnswer
     from service.batching import PassFigures
 
@@ -31,6 +35,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 TOKENS = tuple(2**n for n in range(3, 16))
 ROWS = tuple(2**n for n in range(11))
 RATIOS = tuple(n / 10 for n in range(11))
+DRIFT_WINDOW, DRIFT_STEP = 1000, 100  # texts
 
 REQUESTS = Counter("heed_requests_total", "Requests answered.", ["route", "code"])
 REFUSED = Counter("heed_refused_total", "Requests and texts refused, by error code.", ["code"])
@@ -62,21 +67,51 @@ MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome: load
 REGISTRY_POLLS = Counter(
     "heed_registry_polls_total", "Looks at the registry of a followed model: read, failed.", ["model", "outcome"]
 )
+DRIFT = Gauge(
+    "heed_drift_psi",
+    "Population stability index of the last texts against those that the model was measured on, less chance.",
+    ["model", "signal"],
+    multiprocess_mode="livemax",
+)
 FEEDBACK = Counter("heed_feedback_total", "Labels taken for answered texts.", ["model"])
 UNREMEMBERED = Counter(
     "heed_unremembered_requests_total", "Requests whose answers could not be stored for feedback to come."
 )
 
 
+class Drift:
+    """How far the last texts of a model are from its reference: of 1,000 to 2,000 of a replica, said every 100."""
+
+    def __init__(self, name: str, bundle: Described) -> None:
+        self._reference = Reference(bundle.reference, bundle.labels)
+        self._gauges = {signal: DRIFT.labels(name, signal) for signal in self._reference.shares}
+        self._before, self._now = Window(self._reference), Window(self._reference)
+        self._new: list[Seen] = []
+
+    def see(self, one: Seen) -> None:
+        """Hear of an answered text."""
+        self._new.append(one)
+        if len(self._new) == DRIFT_STEP:
+            self._now.add(self._new)
+            self._new = []
+            both = self._before + self._now
+            if both.n >= DRIFT_WINDOW:
+                for signal, psi in both.psi().items():
+                    self._gauges[signal].set(psi)
+            if self._now.n >= DRIFT_WINDOW:
+                self._before, self._now = self._now, Window(self._reference)
+
+
 class ModelMetrics:
     """The metrics of one version of a model, found once: to find a child by its labels costs as much as to count."""
 
-    def __init__(self, name: str, version: str, labels: Sequence[str]) -> None:
-        self._texts = TEXTS.labels(name, version)
+    def __init__(self, name: str, bundle: Described) -> None:
+        self._bundle, self._drift = bundle, Drift(name, bundle)
+        self._texts = TEXTS.labels(name, bundle.version)
         self._tokens = TOKENS_READ.labels(name)
         self._truncated = TRUNCATED.labels(name)
         self._confidence = CONFIDENCE.labels(name)
-        self._predictions = [PREDICTIONS.labels(name, label) for label in labels]
+        self._predictions = [PREDICTIONS.labels(name, label) for label in bundle.labels]
 
     def observe(self, answers: Sequence[TextAnswer], tokenize_s: float) -> int:
         """Hear of an answered request; on how many of its texts the model failed."""
@@ -91,10 +126,10 @@ class ModelMetrics:
             if isinstance(answer.result, ServiceError):
                 REFUSED.labels(answer.result.code).inc()
                 failed += isinstance(answer.result, Failed)
-                continue
-            confidence = max(answer.result.scores)
-            self._predictions[answer.result.scores.index(confidence)].inc()
-            self._confidence.observe(confidence)
+            if one := seen(self._bundle, answer):
+                self._predictions[one.label].inc()
+                self._confidence.observe(one.confidence)
+                self._drift.see(one)
         return failed
 
 

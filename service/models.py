@@ -58,7 +58,7 @@ class ServedModel:
         self._is_batch_chosen = settings.max_batch_tokens is not None
         self.explainer = Explainer(loaded, compute, settings.max_queue_tokens)
         self.cache = AnswerCache(settings.cache_texts)
-        self.metrics = metrics.ModelMetrics(name, self.bundle.version, self.bundle.labels)
+        self.metrics = metrics.ModelMetrics(name, self.bundle)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
         self._holders = 0
         self._is_free = asyncio.Event()

@@ -61,7 +61,13 @@ MAY_IMPORT = {
 RAY_FILES = {"service/app.py", "service/grpc_ingress.py", "service/launch.py", "service/ray_node.py"}
 RAY_TRAIN_FILES = {"training/cluster.py", "training/distributed.py", "training/search.py"}
 RAY_DATA_FILES = {"service/predict_ray.py"}  # heed predict --ray; pandas is what its blocks of objects are
-WITH_TORCH = {"predictor", "engine", "predict", "predict_ray"}  # of service: the engine, and offline prediction
+WITH_TORCH = {
+    "drift_command",
+    "predictor",
+    "engine",
+    "predict",
+    "predict_ray",
+}  # of service: the engine, and offline prediction
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in OURS for p in (ROOT / package).rglob("*.py"))
 SCRIPTS = {"service/haproxy.py", "service/guard.py"}  # run by path, without site-packages
 

@@ -89,7 +89,9 @@ def answer_held_out(run: Run, held_out: dict[str, Dataset]) -> tuple[dict[str, A
     promised = run.config.coverage, run.config.false_alarms
     calibration = calibrate(logits["dev"], truth["dev"], *promised)
     judged = {name: judge(logits[name], run.problem_type, calibration) for name in held_out}
-    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]])
+    unknown = run.tokenizer.unknown_id
+    has_unknown = [unknown in row.ids for row in rows["dev"]]
+    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]], has_unknown)
     for name in held_out:
         warn_of_one_answer(name, judged[name].scores, run)
     crossed = cross_judge(logits["dev"], truth["dev"], *promised)
@@ -119,10 +121,12 @@ def warn_of_one_answer(name: str, scores: Array, run: Run) -> None:
         print(f"{hint}: on {name} it says only {predicted.pop()}", file=sys.stderr)
 
 
-def reference_statistics(labels: Sequence[str], scores: Array, lengths: Sequence[int]) -> dict[str, Any]:
-    """What answers look like on data like the training data; drift is measured against it.
+def reference_statistics(
+    labels: Sequence[str], scores: Array, lengths: Sequence[int], has_unknown: Sequence[bool]
+) -> dict[str, Any]:
+    """What answers look like on data like the training data; drift is measured against it (model/drift.py).
 
-    scores (N, C), lengths (N,) in tokens.
+    scores (N, C), lengths (N,) in tokens, has_unknown (N,) where a token is not in the vocabulary.
     """
     deciles = np.linspace(0, 1, 11)
     share = np.bincount(scores.argmax(1), minlength=len(labels)) / len(scores)
@@ -131,4 +135,5 @@ def reference_statistics(labels: Sequence[str], scores: Array, lengths: Sequence
         "label_share": dict(zip(labels, share.tolist(), strict=True)),
         "confidence_deciles": np.quantile(scores.max(1), deciles).tolist(),
         "tokens_deciles": np.quantile(lengths, deciles).tolist(),
+        "unknown_share": float(np.mean(has_unknown)),
     }

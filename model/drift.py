@@ -1,0 +1,116 @@
+"""How far the texts of now are from those that a model was measured on: counts against its reference statistics.
+
+Four signals of a text: its best label, the score of that (confidence), its tokens, and whether one of them is unknown
+to the tokenizer. Of each the population stability index, less what chance alone gives with so few texts (Yurdakul 2018,
+https://scholarworks.wmich.edu/dissertations/3208): about 0 where nothing changed, 0.1 worth a look, over 0.25 another
+population. No torch. Filled by service/metrics.py and service/drift_command.py, from statistics of training/finish.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+LARGE = 0.25
+DIGITS = 2  # of a confidence that count: precisions differ in the third
+FEW = 0.5  # added to each count, so that an empty one has a logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The signals of a text."""
+
+    label: int  # id of the best one
+    confidence: float
+    tokens: int
+    is_unknown: bool  # one of its tokens is
+
+
+class Reference:
+    """The shares that each signal had, and the edges that cut numbers into bins."""
+
+    def __init__(self, statistics: Mapping[str, Any], labels: Sequence[str]) -> None:
+        """Of a manifest; of one that lacks a signal, as older ones do, that is left out."""
+        self.n = int(statistics.get("n", 0))
+        self.shares: dict[str, Floats] = {}
+        self.edges: dict[str, Floats] = {}
+        if "label_share" in statistics:
+            self.shares["label"] = np.array([statistics["label_share"].get(label, 0.0) for label in labels])
+        for signal in ("confidence", "tokens"):
+            if f"{signal}_deciles" in statistics:
+                deciles = [round(value, DIGITS) for value in statistics[f"{signal}_deciles"]]
+                self.edges[signal], self.shares[signal] = bins_of(deciles)
+        if "unknown_share" in statistics:
+            share = float(statistics["unknown_share"])
+            self.shares["unknown"] = np.array([1 - share, share])
+
+    def places(self, seen: Sequence[Seen]) -> dict[str, NDArray[np.int64]]:
+        """The bin of each text, by signal."""
+        values: dict[str, list[float]] = {
+            "label": [one.label for one in seen],
+            "confidence": [round(one.confidence, DIGITS) for one in seen],
+            "tokens": [one.tokens for one in seen],
+            "unknown": [one.is_unknown for one in seen],
+        }
+        return {
+            signal: np.searchsorted(self.edges[signal], values[signal])
+            if signal in self.edges
+            else np.array(values[signal], np.int64)
+            for signal in self.shares
+        }
+
+
+def bins_of(deciles: Sequence[float]) -> tuple[Floats, Floats]:
+    """Inner edges of bins (B - 1,), a value at an edge below it, and the share of each bin (B,)."""
+    values = np.array(deciles)
+    edges = np.unique(values[values < values[-1]][1:])
+    up_to = np.searchsorted(values, edges, side="right") - 1  # the last decile at each edge
+    bounds = np.concatenate([[0], up_to / (len(deciles) - 1), [1]])
+    return edges, np.diff(bounds)
+
+
+class Window:
+    """Counts of the signals of some texts."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+        self.n = 0
+        self._counts = {signal: np.zeros(len(shares)) for signal, shares in reference.shares.items()}
+
+    def add(self, seen: Sequence[Seen]) -> None:
+        """Count some texts."""
+        self.n += len(seen)
+        for signal, places in self._reference.places(seen).items():
+            self._counts[signal] += np.bincount(places, minlength=len(self._counts[signal]))
+
+    def __add__(self, other: Window) -> Window:
+        both = Window(self._reference)
+        both.n = self.n + other.n
+        both._counts = {signal: counts + other._counts[signal] for signal, counts in self._counts.items()}
+        return both
+
+    def psi(self) -> dict[str, float]:
+        """How far each signal is from the reference; empty before the first text."""
+        if not self.n or not self._reference.n:
+            return {}
+        return {
+            signal: stability_index(shares * self._reference.n, self._counts[signal])
+            for signal, shares in self._reference.shares.items()
+        }
+
+
+def stability_index(before: Floats, now: Floats) -> float:
+    """Population stability index of counts (B,), less its mean where both are of one population; at least 0."""
+    p, q = ((counts + FEW) / (counts + FEW).sum() for counts in (before, now))
+    by_chance = (len(before) - 1) * (1 / before.sum() + 1 / now.sum())
+    index = float(((q - p) * np.log(q / p)).sum())
+    return max(0.0, index - float(by_chance))

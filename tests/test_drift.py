@@ -1,0 +1,120 @@
+"""Texts like those that a model was measured on do not drift, others do (model/drift.py, heed drift, its metric)."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from samples import rows
+
+from model.bundle import load_bundle
+from model.drift import LARGE, Reference, Seen, Window, bins_of
+from service import metrics
+from service.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LABELS = ["negative", "positive"]
+STATISTICS = {
+    "n": 2000,
+    "label_share": {"negative": 0.5, "positive": 0.5},
+    "confidence_deciles": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0],
+    "tokens_deciles": list(range(3, 36, 3))[:11],
+    "unknown_share": 0.02,
+}
+
+
+def seen(n: int, *, positive: float = 0.5, longer: int = 0, unknown: float = 0.02) -> list[Seen]:
+    """Texts as STATISTICS has them, but for what is said."""
+    rng = random.Random(0)
+    deciles = STATISTICS["confidence_deciles"]
+    assert isinstance(deciles, list)
+    return [
+        Seen(
+            int(rng.random() < positive),
+            float(np.interp(rng.random() * 10, range(11), deciles)),
+            round(3 + 30 * rng.random()) + longer,
+            rng.random() < unknown,
+        )
+        for _ in range(n)
+    ]
+
+
+def psi(some: list[Seen]) -> dict[str, float]:
+    window = Window(Reference(STATISTICS, LABELS))
+    window.add(some)
+    return window.psi()
+
+
+def test_texts_of_the_same_kind_have_not_moved() -> None:
+    assert all(value < 0.02 for value in psi(seen(1000)).values())
+
+
+@pytest.mark.parametrize(
+    ("signal", "change"), [("label", {"positive": 0.9}), ("tokens", {"longer": 20}), ("unknown", {"unknown": 0.5})]
+)
+def test_the_signal_that_moved_is_the_one_that_says_so(signal: str, change: dict[str, float]) -> None:
+    found = psi(seen(1000, **change))  # type: ignore[arg-type]
+    assert found.pop(signal) > LARGE
+    assert all(value < 0.02 for value in found.values())
+
+
+def test_a_value_that_many_texts_have_is_a_bin_of_its_own() -> None:
+    edges, shares = bins_of([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert edges.tolist() == [0.6, 0.7, 0.8, 0.9, 0.95]
+    assert shares.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.5])
+
+
+def test_few_texts_say_little() -> None:
+    quiet = [max(psi(seen(n)).values()) for n in (20, 50, 200)]
+    assert max(quiet) < LARGE
+
+
+def test_windows_add_up() -> None:
+    reference = Reference(STATISTICS, LABELS)
+    parts, whole = (Window(reference), Window(reference)), Window(reference)
+    some = seen(400)
+    parts[0].add(some[:150])
+    parts[1].add(some[150:])
+    whole.add(some)
+    assert (parts[0] + parts[1]).psi() == whole.psi()
+
+
+def test_a_bundle_without_statistics_has_no_drift() -> None:
+    window = Window(Reference({}, LABELS))
+    window.add(seen(100))
+    assert window.psi() == {}
+
+
+def test_the_command_tells_a_file_of_other_texts_and_exits_with_3(
+    bundle_folder: Path, write_jsonl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    like = write_jsonl(rows(600, seed=4), "like")
+    assert main(["drift", str(bundle_folder), str(like), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 600
+    long = [{"text": " ".join(str(row["text"]) for row in rows(6, seed=i))} for i in range(300)]
+    assert main(["drift", str(bundle_folder), str(write_jsonl(long, "other"))]) == 3
+    assert "tokens" in capsys.readouterr().out
+
+
+def test_the_metric_follows_the_last_texts_and_forgets_those_before(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "DRIFT_WINDOW", 300)
+    bundle = replace(load_bundle(bundle_folder), reference=STATISTICS)
+    drift = metrics.Drift("watched", bundle)
+
+    def now(some: list[Seen]) -> float:
+        for one in some:
+            drift.see(one)
+        return metrics.DRIFT.labels("watched", "tokens")._value.get()  # type: ignore[no-any-return]
+
+    assert now(seen(200, longer=20)) == 0  # too few to say
+    assert now(seen(100, longer=20)) > LARGE
+    assert now(seen(1000)) < LARGE
