@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """`module` has add_NAME_arguments(parser) and NAME_command(args) -> exit code."""
+    """`module` has add_NAME_arguments(parser) and NAME_command(args) -> exit code, a dash of NAME as an underscore."""
 
     module: str
     summary: str
@@ -78,6 +78,11 @@ COMMANDS = {
         "how far texts are from those that a model was measured on",
         "heed drift models/mood@production recent.jsonl",
     ),
+    "label-queue": Command(
+        "service.feedback_commands",
+        "which answered texts to label next",
+        "heed label-queue labels.db --count 50",
+    ),
     "bench": Command(
         "service.bench",
         "load a running server, find its knee",
@@ -98,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if name in argv[:1]:  # only the chosen command's module is imported
             module = importlib.import_module(command.module)
-            getattr(module, f"add_{name}_arguments")(sub)
+            getattr(module, f"add_{name.replace('-', '_')}_arguments")(sub)
     args = parser.parse_args(argv)
     try:
-        code: int = getattr(module, f"{args.command}_command")(args)
+        code: int = getattr(module, f"{args.command.replace('-', '_')}_command")(args)
     except (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError) as error:
         print(f"heed {args.command}: {error}", file=sys.stderr)
         return 2

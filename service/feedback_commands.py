@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from service.feedback_store import Store
+from service.label_queue import choose
 from service.settings import parse_store
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from service.feedback_store import Label
+    from service.feedback_store import Label, Unlabelled
 
 WAIT_S = 60  # for a lock; a replica holds none for so long
 UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
@@ -51,13 +52,20 @@ def add_feedback_arguments(parser: argparse.ArgumentParser) -> None:
 
 def feedback_command(args: argparse.Namespace) -> int:
     """Do what was asked, to a store that is there. Raises ValueError."""
-    location = parse_store(args.store)
+    function: Callable[[Store, argparse.Namespace], int] = args.function
+    with opened(args.store) as store:
+        return function(store, args)
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Store]:
+    """A store that is there. Raises ValueError where there is none."""
+    location = parse_store(name)
     if "://" not in location and not Path(location).is_file():
         raise ValueError(f"no such store: {location}")
     store = Store(location, WAIT_S)
     try:
-        function: Callable[[Store, argparse.Namespace], int] = args.function
-        return function(store, args)
+        yield store
     finally:
         store.close()
 
@@ -88,6 +96,38 @@ def export_command(store: Store, args: argparse.Namespace) -> int:
                 written += 1
     print(f"heed feedback: {written:,} labels; {without_text:,} more have no text", file=sys.stderr)
     return 0
+
+
+def add_label_queue_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `heed label-queue`."""
+    parser.add_argument("store", metavar="STORE", help="the feedback_store of the service: a file, or postgresql://…")
+    parser.add_argument("--model", metavar="NAME", help="texts that this model answered only")
+    parser.add_argument("--count", type=int, default=50, metavar="N", help="how many; default: 50")
+
+
+def label_queue_command(args: argparse.Namespace) -> int:
+    """Print the texts to label next, as JSONL: those that the model is least sure of, no two of them alike."""
+    if args.count < 1:
+        raise ValueError(f"--count is not at least 1: {args.count}")
+    with opened(args.store) as store:
+        chosen = choose(store.unlabelled(args.model), args.count)
+    for one in chosen:
+        texts = [one.text] if isinstance(one.text, str) else one.text
+        print(json.dumps(dict(zip(("text", "text_pair"), texts, strict=False)) | without_text(one), ensure_ascii=False))
+    if not chosen:
+        print("heed label-queue: no text that is kept and not labelled: heed serve --keep-text true", file=sys.stderr)
+    return 0
+
+
+def without_text(one: Unlabelled) -> dict[str, Any]:
+    """What `POST /v1/feedback` needs beside a label, and what the model said."""
+    return {
+        "request_id": one.request_id,
+        "index": one.index,
+        "model": one.model,
+        "predicted": one.predicted,
+        "score": one.score,
+    }
 
 
 def row(label: Label) -> dict[str, Any]:

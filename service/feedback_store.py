@@ -119,6 +119,18 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A text that was answered, and what was said of it."""
+
+    request_id: str
+    index: int
+    model: str
+    predicted: Labelled
+    score: float
+    text: Input
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """What there is of one model."""
 
@@ -189,6 +201,19 @@ class Store:
         with self._connected() as connection:
             for row in connection.execution_options(yield_per=PAGE).execute(query):
                 yield _label(row)
+
+    def unlabelled(self, model: str | None = None) -> Iterator[Unlabelled]:
+        """Answered texts that are kept and that nobody has labelled, the latest first."""
+        given = select(LABELS.c.request_id, LABELS.c.key, LABELS.c.index, LABELS.c.answered_at)
+        query = select(ANSWERS).where(ANSWERS.c.texts.is_not(None)).order_by(ANSWERS.c.at.desc())
+        query = query if model is None else query.where(ANSWERS.c.model == model)
+        with self._connected() as connection:
+            labelled = {tuple(row) for row in connection.execute(given)}
+            for row in connection.execution_options(yield_per=PAGE).execute(query):
+                answer = _answer(row)
+                for index, (prediction, content) in enumerate(zip(answer.predictions, answer.texts or (), strict=True)):
+                    if prediction and (answer.request_id, answer.key, index, answer.at) not in labelled:
+                        yield Unlabelled(answer.request_id, index, answer.model, *prediction, content)
 
     def counts(self) -> dict[str, Count]:
         """What there is of each model, by name."""
