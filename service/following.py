@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from service.models import Models, ServedModel
+    from service.trials import Trials
 
 Result = TypeVar("Result")
 log = logging.getLogger("heed")
@@ -50,6 +51,7 @@ class Followed:
     name: str
     entry: RegistryEntry
     failure: Failure | None = None  # of the version that the alias names
+    candidate_failure: Failure | None = None  # of the version that is to be tried
     unreadable: Failure | None = None  # the registry
 
     def __str__(self) -> str:
@@ -59,8 +61,10 @@ class Followed:
 class Following:
     """The followed ones among the models of a replica."""
 
-    def __init__(self, models: Models, poll_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._models, self._poll_s, self._clock = models, poll_s, clock
+    def __init__(
+        self, models: Models, trials: Trials, poll_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._models, self._trials, self._poll_s, self._clock = models, trials, poll_s, clock
         entries = {spec.name: spec.location for spec in models.specs}
         self._followed = {
             name: Followed(name, entry)
@@ -99,14 +103,31 @@ class Following:
             followed.failure = None
         elif version in loaded:  # the one before
             self._swap(followed, loaded[version])
+        elif version is not None and (tried := self._trials.take(name, version)):
+            self._swap(followed, tried)
         elif version is not None and is_due(followed.failure, version, self._clock()):
             await self._load_and_swap(followed, version)
+        if self._trials.is_wanted and followed.entry.wanted == "production":
+            await self._poll_candidate(followed)
+
+    async def _poll_candidate(self, followed: Followed) -> None:
+        """Try what the alias `candidate` names, unless it is in production or was before."""
+        version = await self._in_thread(lambda: self._trials.named(followed.entry.model))
+        trial = self._trials.of(followed.name)
+        if version is None or version in {model.bundle.version for model in self._models.versions(followed.name)}:
+            self._trials.end(followed.name)
+        elif (trial is None or trial.version != version) and is_due(followed.candidate_failure, version, self._clock()):
+            loaded = await self._load(followed, version, followed.candidate_failure)
+            if isinstance(loaded, Failure):
+                followed.candidate_failure = loaded
+            else:
+                self._trials.begin(loaded)
 
     async def _load_and_swap(self, followed: Followed, version: str) -> None:
-        new = await self._load(followed, version)
-        if new is None:
-            return
-        if await self._named(followed) in (version, None):
+        new = await self._load(followed, version, followed.failure)
+        if isinstance(new, Failure):
+            followed.failure = new
+        elif await self._named(followed) in (version, None):
             self._swap(followed, new)
         else:  # the alias has moved on meanwhile
             new.close()
@@ -133,8 +154,8 @@ class Following:
         metrics.REGISTRY_POLLS.labels(followed.name, "read").inc()
         return version
 
-    async def _load(self, followed: Followed, version: str) -> ServedModel | None:
-        """The version, loaded beside the present one and warm; None where anything fails, and that is said."""
+    async def _load(self, followed: Followed, version: str, before: Failure | None) -> ServedModel | Failure:
+        """The version, loaded beside the present one and warm; where anything fails, what did, and that is said."""
         spec = Spec(followed.name, RegistryEntry(followed.entry.model, version))
         started, model = self._clock(), None
         try:
@@ -145,8 +166,7 @@ class Following:
                 model.close()
             metrics.MODEL_LOADS.labels(followed.name, "failed").inc()
             log.error("%s version %s cannot be loaded, it stays as it is: %s", followed.name, version, told(error))
-            followed.failure = failed_again(followed.failure, version, error, self._clock(), self._poll_s)
-            return None
+            return failed_again(before, version, error, self._clock(), self._poll_s)
         metrics.MODEL_LOADS.labels(followed.name, "loaded").inc()
         log.info("loaded %s version %s in %.1f s", followed.name, version, self._clock() - started)
         return model

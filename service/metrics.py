@@ -67,6 +67,26 @@ MODEL_LOADS = Counter("heed_model_loads_total", "Models loaded, by outcome: load
 REGISTRY_POLLS = Counter(
     "heed_registry_polls_total", "Looks at the registry of a followed model: read, failed.", ["model", "outcome"]
 )
+CANDIDATE_TEXTS = Counter(
+    "heed_candidate_texts_total",
+    "Texts that a candidate and production have both answered, or not: agreed, disagreed, failed, dropped.",
+    ["model", "outcome"],
+)
+CANDIDATE_SHIFT = Histogram(
+    "heed_candidate_score_shift",
+    "How far a candidate moves the score of the label that production gives.",
+    ["model"],
+    buckets=RATIOS,
+)
+CANDIDATE_SECONDS = Histogram(
+    "heed_candidate_seconds", "Forward passes of texts that are read for a trial alone.", ["model"], buckets=SECONDS
+)
+CANDIDATE_ON_TRIAL = Gauge(
+    "heed_candidate_on_trial",
+    "1 for the candidate that is tried, 0 once it has broken its bounds.",
+    ["model", "version"],
+    multiprocess_mode="livemin",
+)
 DRIFT = Gauge(
     "heed_drift_psi",
     "Population stability index of the last texts against those that the model was measured on, less chance.",

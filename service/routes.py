@@ -33,6 +33,7 @@ from service.following import Following
 from service.http import Patience, as_json, counted, no_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
+    CandidateInfo,
     ClassifyRequest,
     ClassifyResponse,
     FollowError,
@@ -46,6 +47,7 @@ from service.schemas import (
     request_model,
     text_result,
 )
+from service.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -98,7 +100,8 @@ class Service:
     def __init__(self, models: Models, settings: Settings, tracing: Tracing | None = None) -> None:
         self.models, self.settings, self.tracing = models, settings, tracing
         self.access = Access(settings)
-        self.following = Following(models, settings.registry_poll_s)
+        self.trials = Trials(models, settings)
+        self.following = Following(models, self.trials, settings.registry_poll_s)
         self.feedback = open_feedback(settings)
         self._request_model = request_model(settings)
         paths = feedback_route.paths(self) | dialects.paths(self)
@@ -162,7 +165,8 @@ class Service:
         self.access.charge(caller.state.key, len(request.inputs))
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         deadline = started + timeout_ms / 1000
-        with self.models.find(request.model) as model:
+        chosen = self.trials.choose(request.model, caller.state.request_id)
+        with chosen or self.models.find(request.model) as model:
             label = asked_label(request.explain, model.bundle.labels)
             began = time.perf_counter()
             with Patience(caller, timeout_ms, began - started):
@@ -178,6 +182,7 @@ class Service:
                 explained = await self._explain(model, request, answered.answers, label, deadline)
             if failed := model.metrics.observe(answered.answers, answered.tokenize_s):
                 log.error("request %s: the model failed on %d of its texts", caller.state.request_id, failed)
+            self.trials.hear(model, request.inputs, request.on_long, answered.answers)
             if self.feedback is not None:
                 state = caller.state
                 self.feedback.remember(state.request_id, state.key or "", model, request.inputs, answered.answers)
@@ -218,6 +223,7 @@ class Service:
             version=model.bundle.version,
             versions=[m.bundle.version for m in versions],
             following=str(followed) if followed else None,
+            candidate=self._candidate_info(name),
             last_error=FollowError(version=failure.version, error=failure.error, at=failure.at) if failure else None,
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
@@ -226,6 +232,18 @@ class Service:
             false_alarms=model.bundle.calibration.false_alarms,
             device=model.loaded.device,
             precision=model.loaded.precision,
+        )
+
+    def _candidate_info(self, name: str) -> CandidateInfo | None:
+        trial = self.trials.of(name)
+        if trial is None:
+            return None
+        return CandidateInfo(
+            version=trial.version,
+            answered=trial.answered,
+            failed=trial.failed,
+            agreement=trial.agreement,
+            ended=trial.ended,
         )
 
     async def live(self, http: Request) -> Response:
@@ -287,6 +305,7 @@ class Service:
         finally:
             self._is_draining = True
             following.cancel()
+            await self.trials.drain()
             await self.models.drain()
             if self.feedback is not None:
                 await self.feedback.close()

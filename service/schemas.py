@@ -354,6 +354,16 @@ class FollowError(BaseModel):
     at: Annotated[str, Field(description="ISO 8601, UTC.")]
 
 
+class CandidateInfo(BaseModel):
+    """The version that is tried beside the one in production."""
+
+    version: str
+    answered: Annotated[int, Field(description="Texts that it has answered, seen or unseen, in this replica.")]
+    failed: Annotated[int, Field(description="Of these.")]
+    agreement: Annotated[float | None, Field(description="Share on which it says what production says.")]
+    ended: Annotated[str | None, Field(description="Why it answers nothing any more; null while it is tried.")]
+
+
 class ModelInfo(BaseModel):
     """One served model: the version that answers to its name."""
 
@@ -361,6 +371,7 @@ class ModelInfo(BaseModel):
     version: str
     versions: Annotated[list[str], Field(description="All that are loaded and answer to NAME@VERSION, newest first.")]
     following: Annotated[str | None, Field(description="NAME@ALIAS of the registry; null: it stays as it is.")]
+    candidate: Annotated[CandidateInfo | None, Field(description="Null where none is tried.")]
     last_error: Annotated[FollowError | None, Field(description="Null while it is the version that its alias names.")]
     labels: list[str]
     problem_type: Literal["single_label_classification", "multi_label_classification"]

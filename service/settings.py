@@ -182,6 +182,18 @@ class Settings(BaseSettings):
     registry_poll_s: Annotated[
         float, Field(gt=0, description="seconds between looks at the registry of a model that is followed")
     ] = 10.0
+    shadow_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the requests that the alias candidate reads too, unseen")
+    ] = 0.0
+    canary_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the requests that the alias candidate answers")
+    ] = 0.0
+    canary_least_agreement: Annotated[
+        float, Field(ge=0, le=1, description="share of texts on which a candidate has to agree with production")
+    ] = 0.8
+    canary_most_failed: Annotated[
+        float, Field(ge=0, le=1, description="share of texts that a candidate may fail on")
+    ] = 0.01
     timeout_ms: Annotated[Positive, Field(description="deadline of a request that names none, in ms")] = 30_000
     metrics_port: Annotated[
         int, Field(ge=0, le=65535, description="port of /metrics alone, on each node for its own replicas; 0: none")

@@ -59,11 +59,11 @@ class Live:
 
 
 @contextlib.asynccontextmanager
-async def live(model: RegisteredModel) -> AsyncIterator[Live]:
-    settings = Settings(precision="fp32", device="cpu", registry_poll_s=NEVER_S)
+async def live(model: RegisteredModel, **fields: Any) -> AsyncIterator[Live]:
+    settings = Settings(precision="fp32", device="cpu", registry_poll_s=NEVER_S, **fields)
     service = Service(Models([Spec("mood", RegistryEntry(model, "production"))], settings), settings)
     clock = [0.0]
-    service.following = Following(service.models, 10.0, lambda: clock[0])
+    service.following = Following(service.models, service.trials, 10.0, lambda: clock[0])
     app = service.asgi()
     transport = httpx.ASGITransport(app)
     async with service.lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://h") as client:
