@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from model.bundle import load_bundle
+from model.device import trains_in_bf16
 from training.evaluate import check_problem, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import torch
 
     from model.scores import Array
     from training.data import Dataset
@@ -30,6 +30,9 @@ def teacher_logits(folder: Path, dataset: Dataset, labels: Sequence[str], device
     if missing := sorted(set(labels) - set(teacher.labels)):
         raise ValueError(f"the teacher does not know a label of the training data: {missing[0]}")
     teacher.classifier.to(device)
-    with tqdm(total=len(dataset.texts), desc="teacher", unit="row", leave=False, disable=None) as bar:
+    with (
+        tqdm(total=len(dataset.texts), desc="teacher", unit="row", leave=False, disable=None) as bar,
+        torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16("auto", device)),
+    ):
         logits, _ = read(teacher, dataset.texts, bar.update)
     return logits[:, [teacher.labels.index(label) for label in labels]]
