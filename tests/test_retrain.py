@@ -154,6 +154,40 @@ def test_a_candidate_has_what_production_has(model: RegisteredModel, learn: Call
     assert new.tokenizer.to_json() == old.tokenizer.to_json()
 
 
+def test_what_a_killed_run_with_other_settings_left_does_not_stop_the_next(
+    model: RegisteredModel, learn: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(foods(400))
+    assert list((model.folder / "data").glob("candidate-*/mood.checkpoint"))
+    other = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, lr=2e-3))
+    outcome = retrain(model, [], other, device=CPU)
+    assert outcome.candidate is not None
+    assert not list((model.folder / "data").glob("candidate-*"))
+
+
+def test_a_promotion_whose_note_was_lost_is_noted_and_not_made_again(
+    model: RegisteredModel, learn: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(foods(400))
+    versions, production = model.versions(), model.aliases()["production"]
+    outcome = retrain(model, [], PLAN, device=CPU)
+    assert (outcome.promoted, outcome.candidate) == (True, production)
+    assert model.versions() == versions
+    assert not Archive(model.folder / "data").history().newest
+
+
 def test_without_new_labels_nothing_is_trained(model: RegisteredModel, learn: Callable[..., Outcome]) -> None:
     learn(foods(100))
     versions = model.versions()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import shutil
 import statistics
@@ -25,7 +26,7 @@ from model.disk import write
 from model.forward import forward_rows
 from model.scores import Judged, judge
 from training.answers import Answers
-from training.archive import Archive
+from training.archive import DIGITS, Archive
 from training.checkpoint import has_checkpoint
 from training.data import set_aside, targets
 from training.decision import Record, flips, record_files
@@ -168,36 +169,43 @@ def from_rows(
     command: str,
 ) -> Outcome:
     """Train on what is there, compare, decide."""
+    if was_promoted(model, production.version, history):
+        why = "promoted by the run before, which was killed when that was done"
+        archive.decide(history.newest, candidate=production.version, promoted=True, refused=False, why=why)
+        return Outcome(promoted=True, why=why, candidate=production.version, intake=taken)
     parts = archive.parts(history)
-    folder = archive.folder / f"candidate-{history.version}" / model.name
+    config, init = settings_of(plan.train, production), plan.init or model.bundle("production")
+    folder = workplace(archive.folder, f"{history.version} {init.resolve()} {config}") / model.name
     if not folder.exists():
-        init = plan.init or model.bundle("production")
-        learn(folder, parts, history, production, init, plan.train, device, command)
-    candidate = load_bundle(folder)
+        learn(folder, parts, history, init, config, device, command)
     version = model.add(folder)
-    record_folder = model.folder / "decisions" / version
-    if candidate.version == production.version:  # killed between the promotion and the note of it
-        promoted, why, decision = True, "promoted by the run before, which was killed", None
-    else:
-        model.propose(version)
-        folders = model.bundle("production"), folder
-        decision, record = compare(production, candidate, folders, parts, history, plan, command)
-        for name, text in record_files(record).items():
-            write(record_folder / name, text)
-        promoted, why = decision.promoted, decision.why
-    refused = decision is not None and not promoted and decision.harmed
-    if promoted:
+    model.propose(version)
+    folders = model.bundle("production"), folder
+    decision, record = compare(production, load_bundle(folder), folders, parts, history, plan, command)
+    for name, text in record_files(record).items():
+        write(model.folder / "decisions" / version / name, text)
+    if decision.promoted:
         model.promote(version)
-    archive.decide(history.newest, candidate=version, promoted=promoted, refused=refused, why=why)
+    refused = decision.harmed and not decision.promoted
+    archive.decide(history.newest, candidate=version, promoted=decision.promoted, refused=refused, why=decision.why)
     shutil.rmtree(folder.parent)
     return Outcome(
-        promoted=promoted,
-        why=why,
+        promoted=decision.promoted,
+        why=decision.why,
         candidate=version,
         decision=decision,
         intake=taken,
-        report=record_folder / "decision.md",
+        report=model.folder / "decisions" / version / "decision.md",
     )
+
+
+def was_promoted(model: RegisteredModel, version: str, history: History) -> bool:
+    """Whether what is in production was made of these very rows: all was done but the note of it."""
+    file = model.folder / "decisions" / version / "decision.json"
+    if not file.exists():
+        return False
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return bool(record["data"] == history.version and record["decision"]["promoted"])
 
 
 def outside_label(bundle: Bundle) -> str | None:
@@ -216,11 +224,20 @@ def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
     )
 
 
+def workplace(data: Path, run: str) -> Path:
+    """Where the candidate of a run is made, and found by the next run if this one is killed; those of others go."""
+    folder = data / f"candidate-{hashlib.sha256(run.encode()).hexdigest()[:DIGITS]}"
+    for other in data.glob("candidate-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def learn(
     folder: Path,
     parts: Parts,
     history: History,
-    production: Bundle,
     init: Path,
     config: TrainConfig,
     device: torch.device,
@@ -229,7 +246,7 @@ def learn(
     """Train the candidate, on with what an interrupted run left of it."""
     checkpoint = folder.with_name(f"{folder.name}.checkpoint")
     train(
-        settings_of(config, production),
+        config,
         parts.train,
         parts.dev,
         parts.hold_out,
