@@ -108,7 +108,7 @@ def load_bundle(folder: Path) -> Bundle:
         _check(bundle, manifest, folder)
         try:
             Reference(manifest.reference, labels)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BundleError(f"heed.json: reference is not what was written ({error}): {folder}") from None
     return bundle
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LARGE = 0.25
 DIGITS = 2  # of a confidence that count: precisions differ in the third
+DECILES = 11  # the least, nine inner ones, the greatest
+MOST_TEXTS = 10**12  # of a reference that is one
 FEW = 0.5  # added to each count, so that an empty one has a logarithm
 
 
@@ -39,19 +41,26 @@ class Reference:
     """The shares that each signal had, and the edges that cut numbers into bins."""
 
     def __init__(self, statistics: Mapping[str, Any], labels: Sequence[str]) -> None:
-        """Of a manifest; of one that lacks a signal, as older ones do, that is left out."""
+        """Of a manifest; of one that lacks a signal, as older ones do, that is left out.
+
+        Raises an ArithmeticError, AttributeError, LookupError, TypeError or ValueError for what Heed does not write.
+        """
         self.n = int(statistics.get("n", 0))
         self.shares: dict[str, Floats] = {}
         self.edges: dict[str, Floats] = {}
         if "label_share" in statistics:
-            self.shares["label"] = np.array([statistics["label_share"].get(label, 0.0) for label in labels])
+            self.shares["label"] = shares_of([statistics["label_share"].get(label, 0.0) for label in labels])
         for signal in ("confidence", "tokens"):
             if f"{signal}_deciles" in statistics:
-                deciles = [round(value, DIGITS) for value in statistics[f"{signal}_deciles"]]
+                deciles = [round(float(value), DIGITS) for value in statistics[f"{signal}_deciles"]]
+                if len(deciles) != DECILES or deciles != sorted(deciles) or not np.isfinite(deciles).all():
+                    raise ValueError(f"{signal}_deciles are not {DECILES} numbers that rise")
                 self.edges[signal], self.shares[signal] = bins_of(deciles)
         if "unknown_share" in statistics:
             share = float(statistics["unknown_share"])
-            self.shares["unknown"] = np.array([1 - share, share])
+            self.shares["unknown"] = shares_of([1 - share, share])
+        if not 0 <= self.n <= MOST_TEXTS:
+            raise ValueError(f"n is not a number of texts: {self.n}")
 
     def places(self, seen: Sequence[Seen]) -> dict[str, NDArray[np.int64]]:
         """The bin of each text, by signal."""
@@ -69,11 +78,26 @@ class Reference:
         }
 
 
+def shares_of(values: Sequence[float]) -> Floats:
+    """Shares of categories. Raises ValueError for what is none."""
+    shares = np.array(values, dtype=np.float64)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("a share is not in [0, 1]")
+    return shares
+
+
 def bins_of(deciles: Sequence[float]) -> tuple[Floats, Floats]:
-    """Inner edges of bins (B - 1,), a value at an edge below it, and the share of each bin (B,)."""
+    """Inner edges of bins (B - 1,), a value at an edge below it, and the share of each bin (B,).
+
+    A value that many texts have, as a confidence of 1, has a bin of its own.
+    """
     values = np.array(deciles)
-    edges = np.unique(values[values < values[-1]][1:])
-    up_to = np.searchsorted(values, edges, side="right") - 1  # the last decile at each edge
+    edges = np.unique(values[1:-1])
+    often = edges[np.searchsorted(values, edges, "right") - np.searchsorted(values, edges, "left") > 1]
+    below = np.nextafter(often, -np.inf)
+    edges = np.unique(np.concatenate([edges, below]))
+    last_at = np.searchsorted(values, edges, side="right") - 1
+    up_to = np.where(np.isin(edges, below), np.searchsorted(values, edges), last_at)  # deciles up to each edge
     bounds = np.concatenate([[0], up_to / (len(deciles) - 1), [1]])
     return edges, np.diff(bounds)
 

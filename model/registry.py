@@ -135,9 +135,19 @@ class RegisteredModel:
         """Make a version the candidate, unless it is in production; the aliases then. Raises RegistryError."""
         return self._change(lambda aliases: proposed(aliases, self._version_of_bundle(wanted)))
 
-    def promote(self, wanted: str) -> Aliases:
-        """Put a version into production; the aliases then. Raises RegistryError."""
-        return self._change(lambda aliases: promoted(aliases, self._version_of_bundle(wanted)))
+    def promote(self, wanted: str, instead_of: str | None = None) -> Aliases:
+        """Put a version into production; the aliases then.
+
+        Raises RegistryError, also where production is not `instead_of` any more, if that is given.
+        """
+
+        def change(aliases: Aliases) -> Aliases:
+            now = aliases.get("production")
+            if instead_of not in (None, now):
+                raise RegistryError(f"{self} has another version in production meanwhile, not {instead_of}: {now}")
+            return promoted(aliases, self._version_of_bundle(wanted))
+
+        return self._change(change)
 
     def rollback(self) -> Aliases:
         """Put back what was in production before; the aliases then. Raises RegistryError."""

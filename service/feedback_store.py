@@ -203,16 +203,19 @@ class Store:
                 yield _label(row)
 
     def unlabelled(self, model: str | None = None) -> Iterator[Unlabelled]:
-        """Answered texts that are kept and that nobody has labelled, the latest first."""
+        """Answered texts that are kept and that nobody has labelled, here or in another request, the latest first."""
         given = select(LABELS.c.request_id, LABELS.c.key, LABELS.c.index, LABELS.c.answered_at)
+        texts = select(LABELS.c.text).where(LABELS.c.text.is_not(None))
         query = select(ANSWERS).where(ANSWERS.c.texts.is_not(None)).order_by(ANSWERS.c.at.desc())
         query = query if model is None else query.where(ANSWERS.c.model == model)
         with self._connected() as connection:
             labelled = {tuple(row) for row in connection.execute(given)}
+            known = {_text(json.loads(row.text)) for row in connection.execute(texts)}
             for row in connection.execution_options(yield_per=PAGE).execute(query):
                 answer = _answer(row)
                 for index, (prediction, content) in enumerate(zip(answer.predictions, answer.texts or (), strict=True)):
-                    if prediction and (answer.request_id, answer.key, index, answer.at) not in labelled:
+                    place = (answer.request_id, answer.key, index, answer.at)
+                    if prediction and place not in labelled and content not in known:
                         yield Unlabelled(answer.request_id, index, answer.model, *prediction, content)
 
     def counts(self) -> dict[str, Count]:

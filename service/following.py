@@ -112,7 +112,10 @@ class Following:
 
     async def _poll_candidate(self, followed: Followed) -> None:
         """Try what the alias `candidate` names, unless it is in production or was before."""
-        version = await self._in_thread(lambda: self._trials.named(followed.entry.model))
+        try:
+            version = (await self._in_thread(followed.entry.model.aliases)).get("candidate")
+        except RegistryError:
+            return  # the look at production has said so
         trial = self._trials.of(followed.name)
         if version is None or version in {model.bundle.version for model in self._models.versions(followed.name)}:
             self._trials.end(followed.name)

@@ -133,8 +133,11 @@ class ModelMetrics:
         self._confidence = CONFIDENCE.labels(name)
         self._predictions = [PREDICTIONS.labels(name, label) for label in bundle.labels]
 
-    def observe(self, answers: Sequence[TextAnswer], tokenize_s: float) -> int:
-        """Hear of an answered request; on how many of its texts the model failed."""
+    def observe(self, answers: Sequence[TextAnswer], tokenize_s: float, *, is_present: bool = True) -> int:
+        """Hear of an answered request; on how many of its texts the model failed.
+
+        is_present: this version answers to the name, so what drifts is said of it.
+        """
         failed = 0
         TOKENIZE_SECONDS.observe(tokenize_s)
         self._texts.inc(len(answers))
@@ -149,7 +152,8 @@ class ModelMetrics:
             if one := seen(self._bundle, answer):
                 self._predictions[one.label].inc()
                 self._confidence.observe(one.confidence)
-                self._drift.see(one)
+                if is_present:
+                    self._drift.see(one)
         return failed
 
 

@@ -26,7 +26,7 @@ from service import dialects, feedback_route, metrics, page
 from service.access import Access
 from service.answering import answer
 from service.autoscaling import Load
-from service.errors import NotReady
+from service.errors import Failed, NotReady, ServiceError
 from service.explaining import asked_label
 from service.exporter import MEDIA_TYPE, exposition
 from service.following import Following
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from service.answering import Answered
     from service.answers import TextAnswer
-    from service.errors import ServiceError
     from service.explaining import Explained
     from service.feedback import Feedback
     from service.http import Caller, Handler
@@ -165,31 +164,53 @@ class Service:
         self.access.charge(caller.state.key, len(request.inputs))
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         deadline = started + timeout_ms / 1000
-        chosen = self.trials.choose(request.model, caller.state.request_id)
-        with chosen or self.models.find(request.model) as model:
+        request_id = caller.state.request_id
+        with self.models.find(request.model) as model:
             label = asked_label(request.explain, model.bundle.labels)
             began = time.perf_counter()
             with Patience(caller, timeout_ms, began - started):
-                answered = await answer(
-                    model,
-                    self.models.tokenizing,
-                    request.inputs,
-                    request.on_long,
-                    deadline=deadline,
-                    priority=request.priority,
-                )
+                tried = await self._try(request, request_id, deadline)
+                model, answered = tried or (model, await self._read(model, request, deadline))
                 ended = time.perf_counter()
                 explained = await self._explain(model, request, answered.answers, label, deadline)
-            if failed := model.metrics.observe(answered.answers, answered.tokenize_s):
-                log.error("request %s: the model failed on %d of its texts", caller.state.request_id, failed)
+            is_present = model is self.models.versions(model.name)[0]
+            if failed := model.metrics.observe(answered.answers, answered.tokenize_s, is_present=is_present):
+                log.error("request %s: the model failed on %d of its texts", request_id, failed)
             self.trials.hear(model, request.inputs, request.on_long, answered.answers)
             if self.feedback is not None:
-                state = caller.state
-                self.feedback.remember(state.request_id, state.key or "", model, request.inputs, answered.answers)
+                self.feedback.remember(request_id, caller.state.key or "", model, request.inputs, answered.answers)
         reply = Reply(model, answered, explained)
         if self.tracing is not None:
             self.tracing.stages(caller.state.span, reply, began, ended, time.perf_counter())
         return reply
+
+    async def _read(self, model: ServedModel, request: ClassifyRequest, deadline: float) -> Answered:
+        """What a model says of the texts."""
+        return await answer(
+            model,
+            self.models.tokenizing,
+            request.inputs,
+            request.on_long,
+            deadline=deadline,
+            priority=request.priority,
+        )
+
+    async def _try(
+        self, request: ClassifyRequest, request_id: str, deadline: float
+    ) -> tuple[ServedModel, Answered] | None:
+        """The candidate and its answers, where it is to answer as canary and can; None: production answers."""
+        candidate = None if request.explain else self.trials.choose(request.model, request_id)
+        if candidate is None:
+            return None
+        with candidate:
+            try:
+                answered = await self._read(candidate, request, deadline)
+            except ServiceError:
+                answered = None
+            if answered is None or any(isinstance(one.result, Failed) for one in answered.answers):
+                self.trials.failed(candidate, len(request.inputs))
+                return None
+            return candidate, answered
 
     async def _explain(
         self,

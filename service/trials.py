@@ -16,7 +16,6 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model.registry import RegistryError
 from model.scores import MULTI
 from service import metrics
 from service.answering import answer
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.manifest import Described
-    from model.registry import RegisteredModel
     from model.tokens import Text
     from service.answers import TextAnswer
     from service.models import Models, ServedModel
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("heed")
 
 ENOUGH = 100  # texts, before a candidate is judged
-AT_ONCE = 4  # requests that are read in the shadow; more are dropped
+AT_ONCE, MOST_TEXTS = 1, 32  # requests that are read in the shadow, and the texts of each; more are dropped
 BACKLOG_S = 0.02  # of work that waits: with more, nothing is read in the shadow
 DEADLINE_S = 10.0
 
@@ -84,6 +82,7 @@ class Trials:
     def __init__(self, models: Models, settings: Settings) -> None:
         self._models, self._settings = models, settings
         self._trials: dict[str, Trial] = {}
+        self._withdrawn: dict[str, str] = {}  # versions that broke their bounds, and how
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random()
 
@@ -107,8 +106,9 @@ class Trials:
     def begin(self, model: ServedModel) -> None:
         """Try a candidate that is loaded and warm, in place of the one before."""
         self.end(model.name)
-        self._trials[model.name] = Trial(model)
-        metrics.CANDIDATE_ON_TRIAL.labels(model.name, model.bundle.version).set(1)
+        trial = Trial(model, ended=self._withdrawn.get(model.bundle.version))
+        self._trials[model.name] = trial
+        metrics.CANDIDATE_ON_TRIAL.labels(model.name, trial.version).set(trial.ended is None)
         log.info("%s version %s is on trial", model.name, model.bundle.version)
 
     def end(self, name: str) -> None:
@@ -125,12 +125,14 @@ class Trials:
         metrics.CANDIDATE_ON_TRIAL.labels(name, trial.version).set(0)
         return trial.model
 
-    def named(self, model: RegisteredModel) -> str | None:
-        """The version that the alias names, None for none. Reads the registry."""
-        try:
-            return model.aliases().get("candidate")
-        except RegistryError:
-            return None
+    def failed(self, model: ServedModel, texts: int) -> None:
+        """A canary that did not answer: production does so instead."""
+        trial = self._trials.get(model.name)
+        if trial is not None and trial.model is model:
+            trial.answered += texts
+            trial.failed += texts
+            metrics.CANDIDATE_TEXTS.labels(model.name, "failed").inc(texts)
+            self._judge(trial)
 
     def hear(self, model: ServedModel, texts: Sequence[Text], on_long: OnLong, answers: Sequence[TextAnswer]) -> None:
         """An answered request: where its texts are to be read by the other of the two, do so when there is time."""
@@ -138,25 +140,29 @@ class Trials:
         if trial is None or trial.ended is not None:
             return
         is_canary = model is trial.model
+        production = self._models.versions(model.name)[0]
         if is_canary:
-            self._count(trial, answers)
-        elif model is not self._models.versions(model.name)[0] or self._random.random() >= self._settings.shadow_share:
+            trial.answered += len(texts)
+        elif model is not production or self._random.random() >= self._settings.shadow_share:
             return
-        if len(self._tasks) >= AT_ONCE or self._models.wait_s() > BACKLOG_S:
+        is_busy = len(self._tasks) >= AT_ONCE or len(texts) > MOST_TEXTS
+        if is_busy or (not is_canary and self._models.wait_s() > BACKLOG_S):
             metrics.CANDIDATE_TEXTS.labels(model.name, "dropped").inc(len(texts))
             return
-        other = self._models.versions(model.name)[0] if is_canary else trial.model
-        self._keep(asyncio.create_task(self._compare(trial, other, texts, on_long, answers)))
+        self._keep(asyncio.create_task(self._compare(trial, production, texts, on_long, answers, is_canary=is_canary)))
 
     async def _compare(
         self,
         trial: Trial,
-        other: ServedModel,
+        production: ServedModel,
         texts: Sequence[Text],
         on_long: OnLong,
         answers: Sequence[TextAnswer],
+        *,
+        is_canary: bool,
     ) -> None:
-        """Let `other` read what was answered, and hold both answers against each other."""
+        """Let the one that has not answered read the texts, too, and hold both answers against each other."""
+        other = production if is_canary else trial.model
         try:
             with other:
                 deadline = time.perf_counter() + DEADLINE_S
@@ -167,16 +173,13 @@ class Trials:
         except Exception as error:
             log.error("the trial of %s failed: %s", other.name, where(error))
             return
-        is_shadow = other is trial.model
         metrics.CANDIDATE_SECONDS.labels(other.name).observe(read.forward_s)
-        ours, theirs = (answers, read.answers) if is_shadow else (read.answers, answers)
-        if is_shadow:
-            self._count(trial, theirs)
-        production = self._models.versions(other.name)[0].bundle
-        for before, after in zip(ours, theirs, strict=True):
-            if isinstance(before.result, ServiceError) or isinstance(after.result, ServiceError):
-                continue
-            self._hold(trial, production, before.result, after.result)
+        before, after = (read.answers, answers) if is_canary else (answers, read.answers)
+        if not is_canary:
+            self._count(trial, after)
+        for one, two in zip(before, after, strict=True):
+            if not isinstance(one.result, ServiceError) and not isinstance(two.result, ServiceError):
+                self._hold(trial, production.bundle, one.result, two.result)
         self._judge(trial)
 
     def _hold(self, trial: Trial, production: Described, before: Scored, after: Scored) -> None:
@@ -193,7 +196,7 @@ class Trials:
             metrics.CANDIDATE_SHIFT.labels(trial.model.name).observe(shift)
 
     def _count(self, trial: Trial, answers: Sequence[TextAnswer]) -> None:
-        """Count what the candidate answered."""
+        """Count what the candidate read in the shadow."""
         failed = sum(isinstance(one.result, Failed) for one in answers)
         trial.answered += len(answers)
         trial.failed += failed
@@ -204,7 +207,7 @@ class Trials:
     def _judge(self, trial: Trial) -> None:
         why = why_to_end(trial, self._settings.canary_least_agreement, self._settings.canary_most_failed)
         if why and trial.ended is None:
-            trial.ended = why
+            trial.ended = self._withdrawn[trial.version] = why
             metrics.CANDIDATE_ON_TRIAL.labels(trial.model.name, trial.version).set(0)
             log.warning("%s version %s answers nothing any more: %s", trial.model.name, trial.version, why)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from samples import rows
 
 from model.bundle import load_bundle
 from model.drift import LARGE, Reference, Seen, Window, bins_of
+from model.manifest import BundleError
 from service import metrics
 from service.cli import main
 
@@ -67,8 +69,41 @@ def test_the_signal_that_moved_is_the_one_that_says_so(signal: str, change: dict
 
 def test_a_value_that_many_texts_have_is_a_bin_of_its_own() -> None:
     edges, shares = bins_of([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0])
-    assert edges.tolist() == [0.6, 0.7, 0.8, 0.9, 0.95]
-    assert shares.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.5])
+    assert edges.tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0])
+    assert shares.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.0])
+
+
+def test_a_model_that_was_always_sure_and_no_longer_is_has_drifted() -> None:
+    reference = Reference(STATISTICS | {"confidence_deciles": [0.5] + [1.0] * 10, "tokens_deciles": [7] * 11}, LABELS)
+    same, other = Window(reference), Window(reference)
+    same.add([Seen(i % 2, 0.7 if i % 10 == 0 else 1.0, 7, is_unknown=i % 50 == 0) for i in range(1000)])
+    other.add([Seen(i % 2, 0.6, 9, is_unknown=i % 50 == 0) for i in range(1000)])
+    assert max(same.psi().values()) < 0.15
+    assert min(other.psi()["confidence"], other.psi()["tokens"]) > 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"label_share": {"negative": "x"}},
+        {"label_share": {"negative": None}},
+        {"label_share": []},
+        {"confidence_deciles": []},
+        {"tokens_deciles": [3, 2] + [4] * 9},
+        {"n": 1e999},
+        {"n": 10**400},
+        {"unknown_share": 7},
+    ],
+)
+def test_a_strangers_statistics_are_refused_when_the_bundle_is_loaded(
+    odd: dict[str, object], bundle_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "heed.json").read_text())
+    manifest["reference"] |= odd
+    (tmp_path / "b" / "heed.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"heed\.json: reference is not what was written"):
+        load_bundle(tmp_path / "b")
 
 
 def test_few_texts_say_little() -> None:

@@ -24,6 +24,7 @@ from service.predictor import Predictor
 from training.archive import Archive
 from training.build import TrainConfig
 from training.data import read_dataset
+from training.gate import Bounds
 from training.retrain import Plan, RetrainError, retrain
 from training.train import train
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 SETTINGS = {"epochs": 6, "lr": 3e-3, "token_dropout": 0.0, "dropout": 0.1, "batch_tokens": 512}
-PLAN = Plan(train=TrainConfig(**SETTINGS))  # type: ignore[arg-type]
+PLAN = Plan(train=TrainConfig(**SETTINGS), bounds=Bounds(ece_margin=0.1))  # type: ignore[arg-type]
 NEW_GOOD, NEW_BAD = ["zesty", "crisp"], ["soggy", "stale"]
 OTHER = {"positive": "negative", "negative": "positive"}
 
@@ -127,7 +128,7 @@ def test_a_new_label_gets_the_next_id_where_it_is_allowed(
     lost: list[dict[str, object]] = [
         {"text": sentence(rng, ["missing", "absent"], 6), "label": "lost"} for _ in range(200)
     ]
-    longer = dataclasses.replace(PLAN.train, epochs=8)
+    longer = dataclasses.replace(PLAN.train, epochs=20)
     outcome = learn([*foods(300), *lost], dataclasses.replace(PLAN, allow_new_labels=True, train=longer))
     assert outcome.promoted, outcome.why
     assert load_bundle(model.bundle("production")).labels == ["negative", "positive", "lost"]
@@ -202,8 +203,8 @@ def test_what_cannot_begin_says_why(
     with pytest.raises(RetrainError, match="its first retraining needs the rows that it was trained on, --old FILE"):
         retrain(model, new, PLAN, device=CPU)
     learn(foods(60))
-    with pytest.raises(RetrainError, match="its rows are known since the first retraining, leave out --old"):
-        retrain(model, new, PLAN, base=read_dataset(films[0]), device=CPU)
+    with pytest.raises(RetrainError, match="its old rows are known since the first retraining, leave out --old"):
+        retrain(model, new, PLAN, base=new[0], device=CPU)
 
 
 def test_the_command_exits_with_0_where_it_promotes_and_with_3_where_not(
@@ -213,7 +214,7 @@ def test_the_command_exits_with_0_where_it_promotes_and_with_3_where_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["retrain", "--registry", str(model.registry), "--name", "mood", "--json"]
-    command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()] + ["--gate=ece_margin=0.1"]
     new = write_jsonl(foods(400), "new")
     assert main([*command, "--new", str(new), "--old", str(films[0])]) == 0
     told = json.loads(capsys.readouterr().out)

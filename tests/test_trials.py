@@ -10,6 +10,7 @@ from samples import rows
 from test_following import Live, counted, live, model  # noqa: F401  (a fixture)
 
 from service import metrics
+from service.errors import Overloaded
 from service.trials import ENOUGH, Trial, share_of, why_to_end
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from model.registry import RegisteredModel
 
-SOME = [str(row["text"]) for row in rows(40, seed=8)]
+SOME = [str(row["text"]) for row in rows(32, seed=8)]
 
 
 async def settled(served: Live) -> None:
@@ -53,8 +54,8 @@ def test_in_the_shadow_a_candidate_reads_what_production_answers_and_is_not_seen
     versions, info = asyncio.run(test())
     assert versions == {model.version("production")}
     assert info["candidate"]["version"] == candidate
-    assert info["candidate"]["answered"] == info["candidate"]["agreement"] * 160 == 160
-    assert counted(metrics.CANDIDATE_TEXTS, "mood", "agreed") == agreed + 160
+    assert info["candidate"]["answered"] == info["candidate"]["agreement"] * 128 == 128
+    assert counted(metrics.CANDIDATE_TEXTS, "mood", "agreed") == agreed + 128
 
 
 def test_a_canary_answers_its_share_and_always_the_same_requests(
@@ -89,12 +90,41 @@ def test_a_canary_that_disagrees_answers_nothing_any_more(
     async def test() -> tuple[list[str], dict[str, Any]]:
         async with live(model, canary_share=1.0) as served:
             await served.follow()
-            return [await ask(served, f"r{i}") for i in range(5)], await served.follow()
+            return [await ask(served, f"r{i}") for i in range(6)], await served.follow()
 
     versions, info = asyncio.run(test())
-    assert versions == [candidate] * 3 + [production] * 2
+    assert versions == [candidate] * 4 + [production] * 2
     assert info["candidate"]["ended"] == "it agrees with production on less than 0.8: 0.000"
     assert counted(metrics.CANDIDATE_ON_TRIAL, "mood", candidate) == 0
+
+
+def test_what_a_canary_cannot_answer_production_answers_and_a_withdrawn_one_stays_so(
+    model: RegisteredModel,  # noqa: F811
+    variant: Callable[[float], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    production, candidate = model.version("production"), model.add(variant(1.5))
+    model.propose(candidate)
+
+    async def test() -> tuple[set[str], dict[str, Any], dict[str, Any]]:
+        async with live(model, canary_share=1.0) as served:
+            await served.follow()
+            trial = served.service.trials.of("mood")
+            assert trial is not None
+
+            monkeypatch.setattr(trial.model.batcher, "submit", overloaded)
+            versions = {await ask(served, f"r{i}") for i in range(5)}
+            before = await served.follow()
+            served.service.trials.end("mood")
+            return versions, before, await served.follow()
+
+    async def overloaded(*_: object, **__: object) -> object:
+        raise Overloaded(1)
+
+    versions, before, after = asyncio.run(test())
+    assert versions == {production}
+    assert before["candidate"]["ended"] == "it failed on more of the texts than 0.01: 1.000"
+    assert after["candidate"]["ended"] == before["candidate"]["ended"]
 
 
 def test_a_candidate_that_is_promoted_is_not_loaded_again_and_one_that_is_withdrawn_is_let_go(

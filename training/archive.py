@@ -4,10 +4,11 @@
   REGISTRY/NAME/data/rows/HASH.jsonl   rows of the hold-out or of a batch; HASH is of the file
 
 Each line of the log has the version of the data after it, the hash of the line and of the version before: it names all
-rows up to there, and a line that was changed is found. The hold-out is chosen once, by hash of the texts, and no later
-line changes it. A row's place decides what it is for, the same for ever (place() in training/data.py): below DEV_SHARE
-dev; up to HELD_OUT hold-out in the first rows, and in a later batch the newest labels, which are trained on once that
-batch is decided on; the rest is to train on. Used by training/retrain.py, one process at a time.
+rows up to there, and a line that was changed is found. The hold-out is chosen once, and no later line changes it. Its
+rows are those that `heed train` held out by hash (place() in training/data.py, below DEV_SHARE), so production was not
+trained on them. Of a later batch these and as many more are the newest labels, which are measured on first and trained
+on once the batch is decided on. Places from DEV_SHARE to twice that are dev. Used by training/retrain.py, one process
+at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from model.disk import sync, write
 from model.manifest import now
 from model.scores import MULTI, SINGLE
 from training.data import DEV_SHARE, Columns, DataError, Dataset, Example, place, read_dataset
-from training.duplicates import normal
+from training.duplicates import near, normal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from model.scores import ProblemType
     from training.intake import Intake
 
-HELD_OUT = 0.3  # places below it, but those of dev: a fifth of the rows
+NEWEST_UP_TO = 3 * DEV_SHARE  # places that are newest labels, but those of dev: a fifth of a batch
 MOST_HELD_OUT = 5000  # rows of the hold-out: more cost time and show little more
+NO_VALUE = "(none)"  # of a slice that a row does not have
 DIGITS = 16  # of a hash that names rows or a version
 
 
@@ -40,6 +42,7 @@ DIGITS = 16  # of a hash that names rows or a version
 class Batch:
     """Labelled rows that came together."""
 
+    number: int  # counted from 0
     name: str  # of its rows
     rows: int
     labels: list[str]  # all that the model has after it; the position is the label id
@@ -58,18 +61,18 @@ class History:
     problem_type: ProblemType = SINGLE
     slices: tuple[str, ...] = ()
     batches: list[Batch] = field(default_factory=list)
-    decided: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()  # batches that made a model worse: never learned from
+    decided: frozenset[int] = frozenset()  # their numbers
+    refused: frozenset[int] = frozenset()  # batches that made a model worse: never learned from
 
     @property
     def newest(self) -> list[Batch]:
         """Those that no decision was made on."""
-        return [batch for batch in self.batches if batch.name not in self.decided]
+        return [batch for batch in self.batches if batch.number not in self.decided]
 
     @property
     def labels(self) -> list[str]:
         """Of all batches that are not refused; the position is the label id."""
-        kept = [batch for batch in self.batches if batch.name not in self.refused]
+        kept = [batch for batch in self.batches if batch.number not in self.refused]
         return kept[-1].labels if kept else []
 
 
@@ -105,25 +108,27 @@ class Archive:
 
         Raises DataError where nothing would be left to train or to measure on.
         """
-        held = hold_out.examples if hold_out else _chosen(base.examples)
-        kept = {normal(example.text) for example in held}
-        rest = [example for example in base.examples if normal(example.text) not in kept]
+        held = hold_out.examples if hold_out else chosen(base.examples)
+        exact = {normal(example.text) for example in held}
+        nearly = {row for row, _, _ in near([example.text for example in held], base.texts)}
+        rest = [e for i, e in enumerate(base.examples) if i not in nearly and normal(e.text) not in exact]
         if not held or not rest:
             raise DataError(f"{base.name}: too few rows to hold some out: {len(base.examples)}")
         self._append(
             kind="begin",
-            hold_out=self._store(held, base),
+            hold_out=self._store(held, hold_out or base, base.slices),
             problem_type=base.problem_type,
             slices=list(base.slices),
-            **_batch_fields(self._store(rest, base), rest, labels, [base]),
+            **_batch_fields(self._store(rest, base, base.slices), rest, labels, [base]),
         )
 
     def add(self, taken: Intake, sources: Sequence[Dataset]) -> None:
         """Take in a batch."""
         rows = taken.accepted
+        name = self._store(rows, sources[0], self.history().slices)
         self._append(
             kind="batch",
-            **_batch_fields(self._store(rows, sources[0]), rows, taken.labels, sources),
+            **_batch_fields(name, rows, taken.labels, sources),
             not_taken_in=taken.reasons(),
             doubted=taken.doubted,
             moved=taken.moved,
@@ -131,22 +136,29 @@ class Archive:
 
     def decide(self, batches: Sequence[Batch], *, candidate: str, promoted: bool, refused: bool, why: str) -> None:
         """Write down what became of the newest batches; refused ones are never learned from."""
-        names = [batch.name for batch in batches]
-        self._append(kind="decision", batches=names, candidate=candidate, promoted=promoted, refused=refused, why=why)
+        numbers = [batch.number for batch in batches]
+        self._append(kind="decision", batches=numbers, candidate=candidate, promoted=promoted, refused=refused, why=why)
 
     def parts(self, history: History) -> Parts:
-        """The rows of the next training. Of a text that was labelled again, the last label counts."""
-        newest = {batch.name for batch in history.newest}
-        last: dict[str, tuple[str, Example]] = {}
+        """The rows of the next training. Of a text that was labelled again, the last label counts.
+
+        A newest row that is nearly one of the others shows nothing: it is trained on like those.
+        """
+        newest = {batch.number for batch in history.newest}
+        last: dict[str, tuple[int, Example]] = {}
         for batch in history.batches:
-            if batch.name not in history.refused:
-                last |= {normal(example.text): (batch.name, example) for example in self._rows(batch.name, history)}
+            if batch.number not in history.refused:
+                last |= {normal(e.text): (batch.number, e) for e in self._rows(batch.name, history)}
         train: list[Example] = []
         dev: list[Example] = []
         new: list[Example] = []
-        for name, example in last.values():
+        for number, example in last.values():
             at = place(example.text)
-            (dev if at < DEV_SHARE else new if name in newest and at < HELD_OUT else train).append(example)
+            is_dev = DEV_SHARE <= at < 2 * DEV_SHARE
+            (dev if is_dev else new if number in newest and at < NEWEST_UP_TO else train).append(example)
+        nearly = {row for row, _, _ in near([e.text for e in [*train, *dev]], [e.text for e in new])}
+        train += [example for i, example in enumerate(new) if i in nearly]
+        new = [example for i, example in enumerate(new) if i not in nearly]
 
         def dataset(kind: str, examples: list[Example]) -> Dataset:
             return Dataset(
@@ -166,9 +178,14 @@ class Archive:
         )
 
     def known(self, history: History) -> dict[str, tuple[str, ...]]:
-        """The labels of every text that is not refused, by normal(text)."""
-        kept = [batch.name for batch in history.batches if batch.name not in history.refused]
+        """The labels of every text that is learned from, by normal(text)."""
+        kept = [batch.name for batch in history.batches if batch.number not in history.refused]
         return {normal(e.text): e.labels for name in kept for e in self._rows(name, history)}
+
+    def refused(self, history: History) -> set[tuple[str, tuple[str, ...]]]:
+        """Texts, as normal(text), with labels that made a model worse."""
+        names = [batch.name for batch in history.batches if batch.number in history.refused]
+        return {(normal(e.text), e.labels) for name in names for e in self._rows(name, history)}
 
     def _rows(self, name: str, history: History) -> list[Example]:
         """Raises DataError where the file is not what was written."""
@@ -178,9 +195,9 @@ class Archive:
             raise DataError(f"the rows are not what was written, their hash is another: {file}")
         return dataset.examples
 
-    def _store(self, rows: Sequence[Example], like: Dataset) -> str:
-        """Write rows once, under the hash of what is written."""
-        text = "".join(json.dumps(_fields(row, like), ensure_ascii=False) + "\n" for row in rows)
+    def _store(self, rows: Sequence[Example], like: Dataset, slices: Sequence[str]) -> str:
+        """Write rows once, under the hash of what is written; `like` says what their labels and slices are."""
+        text = "".join(json.dumps(_fields(row, like, slices), ensure_ascii=False) + "\n" for row in rows)
         name = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
         file = self.folder / "rows" / f"{name}.jsonl"
         if not file.exists():
@@ -212,15 +229,16 @@ def _after(before: History, entry: dict[str, Any], version: str) -> History:
     """The history with one more line."""
     fields = dict(vars(before)) | {"version": version}
     if entry["kind"] == "decision":
-        names = frozenset(entry["batches"])
-        fields["decided"] = before.decided | names
-        fields["refused"] = before.refused | (names if entry["refused"] else frozenset())
+        numbers = frozenset(entry["batches"])
+        fields["decided"] = before.decided | numbers
+        fields["refused"] = before.refused | (numbers if entry["refused"] else frozenset())
         return History(**fields)
-    batch = Batch(**{f.name: entry[f.name] for f in dataclasses.fields(Batch) if f.name in entry})
+    given = {f.name: entry[f.name] for f in dataclasses.fields(Batch) if f.name in entry}
+    batch = Batch(number=len(before.batches), **given)
     fields["batches"] = [*before.batches, batch]
     if entry["kind"] == "begin":
         fields |= {name: entry[name] for name in ("hold_out", "problem_type")}
-        fields |= {"slices": tuple(entry["slices"]), "decided": frozenset({batch.name})}
+        fields |= {"slices": tuple(entry["slices"]), "decided": frozenset({batch.number})}
     return History(**fields)
 
 
@@ -231,17 +249,18 @@ def _batch_fields(
     return {"name": name, "rows": len(rows), "labels": list(labels), "sources": files}
 
 
-def _chosen(examples: Sequence[Example]) -> list[Example]:
-    """The hold-out: of the rows in its places those of the lowest hashes."""
-    inside = sorted((e for e in examples if DEV_SHARE <= place(e.text) < HELD_OUT), key=lambda e: place(e.text))
+def chosen(examples: Sequence[Example]) -> list[Example]:
+    """The hold-out: of the rows that heed train held out by hash those of the lowest hashes."""
+    inside = sorted((e for e in examples if place(e.text) < DEV_SHARE), key=lambda e: place(e.text))
     return inside[:MOST_HELD_OUT]
 
 
-def _fields(row: Example, like: Dataset) -> dict[str, Any]:
-    """A row as read_dataset() reads it."""
+def _fields(row: Example, like: Dataset, slices: Sequence[str]) -> dict[str, Any]:
+    """A row as read_dataset() reads it, with a value for each of the slices."""
     text = {"text": row.text} if isinstance(row.text, str) else {"text": row.text[0], "text_pair": row.text[1]}
     given = {"labels": list(row.labels)} if like.problem_type == MULTI else {"label": row.labels[0]}
-    return text | given | dict(zip(like.slices, row.slices, strict=True))
+    values = dict(zip(like.slices, row.slices, strict=True))
+    return text | given | {name: values.get(name) or NO_VALUE for name in slices}
 
 
 def _version(before: str, entry: dict[str, Any]) -> str:

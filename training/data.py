@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model.tokens import Text
 
 DEV_SHARE = 0.1
+BY_HASH = "by hash)"  # how the names of both parts of a split end
 BUCKET_BATCHES = 50  # rows are sorted by length inside a shuffled stretch of so many batches
 
 
@@ -136,7 +137,9 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     train = [example for example in dataset.examples if not is_dev(example.text)]
     if not dev or not train:
         raise DataError(f"{dataset.name}: too few rows to split off a dev set, give --dev: {len(dataset.examples)}")
-    return dataset.subset(f"{dataset.name} (90% by hash)", train), dataset.subset(f"{dataset.name} (10% by hash)", dev)
+    return dataset.subset(f"{dataset.name} (90% {BY_HASH}", train), dataset.subset(
+        f"{dataset.name} (10% {BY_HASH}", dev
+    )
 
 
 def set_aside(dataset: Dataset, label: str | None) -> Dataset:

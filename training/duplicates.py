@@ -28,8 +28,8 @@ MAX_CANDIDATES = 50  # looked at for a row and a band: more only where many text
 
 def normal(text: Text) -> str:
     """The text of which copies are equal: no matter the case and the white space."""
-    whole = text if isinstance(text, str) else "\x1f".join(text)
-    return " ".join(whole.casefold().split())
+    sides = [text] if isinstance(text, str) else text
+    return "\x1f".join(" ".join(side.casefold().split()) for side in sides)
 
 
 def keys_of(texts: Sequence[Text]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ Letters: N rows, K kinds of rows, C labels of production, R resamples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ class Bounds:
     """What a candidate may be worse in, and how sure its gain has to be."""
 
     level: float = 0.05  # of candidates no better than production this share is promoted, at most
-    margin: float = 0.01  # of accuracy (multi-label: macro-F1) on the hold-out, where the newest labels gain
+    margin: float = 0.02  # of accuracy (multi-label: macro-F1) on the hold-out, where the newest labels gain
     label_margin: float = 0.05  # of a label's F1, beyond what chance explains
     slice_margin: float = 0.05  # of a slice's accuracy, beyond what chance explains
     ece_margin: float = 0.02  # of calibration error on the hold-out
@@ -116,6 +116,9 @@ def decide(
     on_hold_out = gain(*hold_out, bounds.level)
     on_newest = newest and gain(*newest, bounds.level)
     answered = [*label_checks(*hold_out, bounds), *slice_checks(*hold_out, bounds)]
+    if newest is not None:  # a label that is newer than the hold-out is only there
+        of_newest = [*label_checks(*newest, bounds), *slice_checks(*newest, bounds)]
+        answered += [replace(check, name=f"{check.name} on the newest labels") for check in of_newest]
     checks = [
         *answered,
         _within("calibration error", *ece, ece[0] + bounds.ece_margin),
@@ -148,26 +151,22 @@ def verdict(hold_out: Gain, newest: Gain | None, failed: Sequence[Check], bounds
 
 
 def gain(production: Answers, candidate: Answers, level: float) -> Gain:
-    """Accuracy, by McNemar's exact test; of independent labels macro-F1, by a paired bootstrap.
+    """Accuracy, by McNemar's exact test; of independent labels macro-F1, by a paired permutation test.
 
-    McNemar 1947, one-sided: of the rows that only one of the two has right, is half the candidate's?
-    Berg-Kirkpatrick et al. 2012, https://aclanthology.org/D12-1091.
+    McNemar 1947, one-sided: of the rows that only one of the two has right, is half the candidate's? Permutation: how
+    often is the difference as great where a coin decides which of the two answers to a row is the candidate's?
     """
     n = len(production.right)
     if production.is_multi:
-        before, after = (f1_of(answers).mean() for answers in (production, candidate))
-        resampled = resampled_changes(production, candidate).mean(axis=1)
-        low = float(np.quantile(resampled, level))
-        chance, loss_chance = (
-            (1 + int(some.sum())) / (1 + len(resampled)) for some in (resampled <= 0, resampled >= 0)
-        )
+        before, after = (float(f1_of(answers).mean()) for answers in (production, candidate))
+        swapped = changes(production, candidate, swap=True).mean(axis=1)
         return Gain(
             rows=n,
-            production=float(before),
-            candidate=float(after),
-            low=low,
-            chance=chance,
-            loss_chance=loss_chance,
+            production=before,
+            candidate=after,
+            low=float(np.quantile(changes(production, candidate).mean(axis=1), level)),
+            chance=(1 + int((swapped >= after - before).sum())) / (1 + len(swapped)),
+            loss_chance=(1 + int((swapped <= after - before).sum())) / (1 + len(swapped)),
         )
     won = int((candidate.right & ~production.right).sum())
     lost = int((production.right & ~candidate.right).sum())
@@ -191,7 +190,7 @@ def paired_error(won: int, lost: int, n: int) -> float:
 def label_checks(production: Answers, candidate: Answers, bounds: Bounds) -> list[Check]:
     """The F1 of each label may fall by label_margin, and by what chance explains: its rows are few or many."""
     before, after = f1_of(production), f1_of(candidate)
-    by_chance = resampled_changes(production, candidate).std(axis=0) * norm.isf(bounds.level / len(before))
+    by_chance = changes(production, candidate).std(axis=0) * norm.isf(bounds.level / len(before))
     return [
         _check_fall(f"F1 of {label}", before[i], after[i], bounds.label_margin + float(by_chance[i]))
         for i, label in enumerate(production.labels)
@@ -227,17 +226,21 @@ def f1_of(answers: Answers) -> NDArray[np.float64]:
     return f1_scores((true & given).sum(axis=0), (given & ~true).sum(axis=0), (true & ~given).sum(axis=0))
 
 
-def resampled_changes(production: Answers, candidate: Answers) -> NDArray[np.float64]:
-    """Candidate's F1 less production's of each label (R, C), on the same resampled rows."""
+def changes(production: Answers, candidate: Answers, *, swap: bool = False) -> NDArray[np.float64]:
+    """Candidate's F1 less production's of each label (R, C): on resampled rows, or with some answers swapped."""
     parts = [part for a in (production, candidate) for part in (a.true & a.given, a.given & ~a.true, a.true & ~a.given)]
     kinds, rows_of = np.unique(np.concatenate(parts, axis=1), axis=0, return_counts=True)  # (K, 2 * 3 * C), (K,)
+    kinds = kinds.astype(np.float32)
+    other = np.roll(kinds, kinds.shape[1] // 2, axis=1)  # as if each had given the other's answer
     n, rng = rows_of.sum(), np.random.default_rng(0)
-    counts = np.concatenate(
-        [
-            rng.multinomial(n, rows_of / n, size=size).astype(np.float32) @ kinds.astype(np.float32)
-            for size in _chunks(RESAMPLES, max(1, CHUNK_CELLS // len(kinds)))
-        ]
-    )  # (R, 2 * 3 * C)
+
+    def drawn(size: int) -> NDArray[np.float32]:
+        if swap:
+            taken = rng.binomial(rows_of, 0.5, size=(size, len(rows_of))).astype(np.float32)
+            return np.asarray(taken @ other + (rows_of - taken).astype(np.float32) @ kinds)
+        return np.asarray(rng.multinomial(n, rows_of / n, size=size).astype(np.float32) @ kinds)
+
+    counts = np.concatenate([drawn(size) for size in _chunks(RESAMPLES, max(1, CHUNK_CELLS // len(kinds)))])
     before, after = (
         f1_scores(*part.astype(np.int64).swapaxes(0, 1)) for part in counts.reshape(RESAMPLES, 2, 3, -1).swapaxes(0, 1)
     )

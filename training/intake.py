@@ -14,11 +14,12 @@ import numpy as np
 from model.scores import SINGLE
 from training.data import DataError, Example
 from training.duplicates import near, normal
+from training.health import NO_LABEL
 from training.label_noise import suspects
 from training.shift import shift
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from training.data import Dataset
 
@@ -59,12 +60,13 @@ def take_in(
     hold_out: Dataset,
     labels: Sequence[str],
     *,
+    refused: Collection[tuple[str, tuple[str, ...]]] = (),
     outside_label: str | None = None,
     allow_new_labels: bool,
 ) -> Intake:
     """Look at new files against what the model was trained on (`learned`, and `known` by normal(text)).
 
-    outside_label is that of rows which are of no class.
+    outside_label is that of rows which are of no class, refused are texts with labels that made a model worse.
 
     Not taken in: a label that the model does not have, unless it is allowed; a text of the hold-out or nearly one of
     it; a text with two different labels among the new rows; what is known already. Raises DataError where rows have
@@ -89,6 +91,8 @@ def take_in(
             reason = f"held out, or nearly a text that is: line {leaked[i]} of the hold-out"
         elif len(given[key]) > 1:
             reason = f"several labels for one text: {', '.join(sorted(map('|'.join, given[key])))}"
+        elif (key, example.labels) in refused:
+            reason = "refused before, --again takes it in"
         elif key in seen or known.get(key) == example.labels:
             reason = "known already"
         else:
@@ -130,8 +134,10 @@ def doubted(new: Sequence[Example], learned: Dataset) -> float | None:
     """
     if learned.problem_type != SINGLE or not new:
         return None
-    some = np.random.default_rng(0).permutation(len(learned.examples))[:MOST_KNOWN]
-    rows = [*new, *(learned.examples[i] for i in some)]
+    again = {normal(example.text) for example in new}  # what was corrected speaks against no correction
+    others = [example for example in learned.examples if normal(example.text) not in again]
+    some = np.random.default_rng(0).permutation(len(others))[:MOST_KNOWN]
+    rows = [*new, *(others[i] for i in some)]
     found = suspects([e.text for e in rows], [e.labels[0] for e in rows], np.arange(len(rows)))
     if found is None:
         return None
@@ -139,4 +145,4 @@ def doubted(new: Sequence[Example], learned: Dataset) -> float | None:
 
 
 def _all_labels(examples: Sequence[Example]) -> list[str]:
-    return [label for example in examples for label in example.labels]
+    return [label for example in examples for label in example.labels or (NO_LABEL,)]

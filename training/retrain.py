@@ -28,9 +28,9 @@ from model.scores import Judged, judge
 from training.answers import Answers
 from training.archive import DIGITS, Archive
 from training.checkpoint import has_checkpoint
-from training.data import set_aside, targets
+from training.data import BY_HASH, set_aside, targets
 from training.decision import Record, flips, record_files
-from training.evaluate import read
+from training.evaluate import check_problem, read
 from training.gate import Bounds, Cost, decide
 from training.intake import take_in
 from training.reliability import expected_calibration_error, predictions
@@ -63,6 +63,7 @@ class Plan:
     bounds: Bounds = dataclasses.field(default_factory=Bounds)
     init: Path | None = None  # encoder that the candidate starts from; None: the bundle in production
     allow_new_labels: bool = False
+    again: bool = False  # take in what was refused or is doubted
     most_doubted: float = 0.25  # share of new labels that a linear model may contradict
 
 
@@ -94,18 +95,23 @@ def retrain(
 ) -> Outcome:
     """Train on all labels of a model and put the result into production, if the gate lets it through.
 
-    The first time `base` are the rows that production was trained on; a fifth of them, or `hold_out`, is never trained
-    on. Raises RetrainError, DataError, RegistryError or BundleError, and then production is what it was.
+    The first time `base` are the rows that production was trained on; the tenth of them that was held out then, or
+    `hold_out`, is never trained on. Raises RetrainError, DataError, RegistryError or BundleError, and then production
+    is what it was.
     """
-    production = load_bundle(model.bundle("production"))
     archive = Archive(model.folder / "data")
     with alone(archive.folder):
+        production = load_bundle(model.bundle("production"))
         begin(archive, base, hold_out, production)
+        settled = settle(model, archive, production)
         taken = take_in_new(archive, new, production, plan)
         history = archive.history()
+        if settled and not history.newest:
+            return Outcome(promoted=True, why=settled, candidate=production.version, intake=taken)
         if not history.newest:
             return Outcome(promoted=False, why="no label is new", intake=taken)
-        if noisy := [batch for batch in history.newest if (batch.doubted or 0) > plan.most_doubted]:
+        noisy = [batch for batch in history.newest if (batch.doubted or 0) > plan.most_doubted]
+        if noisy and not plan.again:
             doubted = max(batch.doubted or 0 for batch in noisy)
             why = f"a linear model contradicts more of the new labels than {plan.most_doubted:.0%}: {doubted:.0%}"
             archive.decide(noisy, candidate="", promoted=False, refused=True, why=why)
@@ -116,17 +122,47 @@ def retrain(
 
 
 def begin(archive: Archive, base: Dataset | None, hold_out: Dataset | None, production: Bundle) -> None:
-    """The rows that production learned from, the first time."""
-    if archive.history().version:
-        if base or hold_out:
-            raise RetrainError(f"its rows are known since the first retraining, leave out --old: {archive.folder}")
+    """The rows that production learned from, the first time; the same ones again change nothing."""
+    history = archive.history()
+    if history.version:
+        if base and base.sha256 != history.batches[0].sources[0]["sha256"]:
+            raise RetrainError(f"its old rows are known since the first retraining, leave out --old: {base.name}")
         return
     if base is None:
         raise RetrainError(f"its first retraining needs the rows that it was trained on, --old FILE: {production.name}")
+    if hold_out is None and was_trained_on_all(production, base):
+        raise RetrainError(
+            f"it was trained on all of --old, give rows that it was not trained on, --hold-out: {base.name}"
+        )
     for part in (base, hold_out):
         if part is not None:
+            check_problem(part, production.problem_type)
             targets(set_aside(part, outside_label(production)), production.labels)  # refuses any other label
     archive.begin(base, hold_out, production.labels)
+
+
+def was_trained_on_all(production: Bundle, base: Dataset) -> bool:
+    """Whether no row of these was held out by hash when production was trained on them."""
+    made_by = production.manifest.made_by if production.manifest else {}
+    train_part = made_by.get("data", {}).get("train", {})
+    return train_part.get("sha256") == base.sha256 and not str(train_part.get("file")).endswith(BY_HASH)
+
+
+def settle(model: RegisteredModel, archive: Archive, production: Bundle) -> str | None:
+    """Note a promotion that the run before had no time to note, and say so; None where there is none.
+
+    Raises RetrainError where labels have moved.
+    """
+    history, why = archive.history(), None
+    if history.newest and was_promoted(model, production.version, history):
+        why = "promoted by the run before, which was killed when that was done"
+        archive.decide(history.newest, candidate=production.version, promoted=True, refused=False, why=why)
+    if production.labels != history.labels[: len(production.labels)]:
+        raise RetrainError(
+            f"production has other labels than its rows in {archive.folder}, or in another order, which would move "
+            f"label ids: {', '.join(production.labels)}"
+        )
+    return why
 
 
 def take_in_new(archive: Archive, new: Sequence[Dataset], production: Bundle, plan: Plan) -> Intake | None:
@@ -135,23 +171,23 @@ def take_in_new(archive: Archive, new: Sequence[Dataset], production: Bundle, pl
         return None
     history = archive.history()
     parts = archive.parts(history)
-    labels = history.labels or production.labels
     taken = take_in(
         new,
         archive.known(history),
         parts.train,
         parts.hold_out,
-        labels,
+        history.labels,
+        refused=() if plan.again else archive.refused(history),
         outside_label=outside_label(production),
         allow_new_labels=plan.allow_new_labels,
     )
     if taken.quarantined or taken.unread:
         lines = [
-            {"file": q.file, "line": q.example.line, "reason": q.reason, "text": q.example.text}
-            for q in taken.quarantined
+            {"file": row.file, "line": row.example.line, "reason": row.reason, "text": row.example.text}
+            for row in taken.quarantined
         ]
         rows = [*lines, *({"reason": why} for why in taken.unread)]
-        file = archive.folder / "quarantine" / f"{new[0].sha256[:16]}.jsonl"
+        file = archive.folder / "quarantine" / f"{new[0].sha256[:DIGITS]}.jsonl"
         write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if taken.accepted:
         archive.add(taken, new)
@@ -169,23 +205,18 @@ def from_rows(
     command: str,
 ) -> Outcome:
     """Train on what is there, compare, decide."""
-    if was_promoted(model, production.version, history):
-        why = "promoted by the run before, which was killed when that was done"
-        archive.decide(history.newest, candidate=production.version, promoted=True, refused=False, why=why)
-        return Outcome(promoted=True, why=why, candidate=production.version, intake=taken)
     parts = archive.parts(history)
     config, init = settings_of(plan.train, production), plan.init or model.bundle("production")
     folder = workplace(archive.folder, f"{history.version} {init.resolve()} {config}") / model.name
     if not folder.exists():
         learn(folder, parts, history, init, config, device, command)
     version = model.add(folder)
-    model.propose(version)
     folders = model.bundle("production"), folder
     decision, record = compare(production, load_bundle(folder), folders, parts, history, plan, command)
     for name, text in record_files(record).items():
         write(model.folder / "decisions" / version / name, text)
     if decision.promoted:
-        model.promote(version)
+        model.promote(version, instead_of=production.version)
     refused = decision.harmed and not decision.promoted
     archive.decide(history.newest, candidate=version, promoted=decision.promoted, refused=refused, why=decision.why)
     shutil.rmtree(folder.parent)
@@ -271,7 +302,7 @@ def compare(
     """Both models on the same rows, and what the gate says of it."""
     both = production, candidate
     hold_out = pair_of(both, parts.hold_out, history.labels)
-    newest = pair_of(both, parts.newest, history.labels) if parts.newest else None
+    newest = pair_of(both, parts.newest, history.labels) if parts.newest and has_classes(parts.newest, both) else None
     cost = costs(both, folders, parts.hold_out.texts[:TIMED_TEXTS])
     decision = decide(hold_out, newest, (ece(hold_out[0]), ece(hold_out[1])), cost, plan.bounds)
     record = Record(
@@ -293,6 +324,11 @@ def compare(
 def pair_of(bundles: tuple[Bundle, Bundle], dataset: Dataset, labels: Sequence[str]) -> tuple[Answers, Answers]:
     """What both say, in the same order of labels."""
     return answers_of(bundles[0], dataset, labels), answers_of(bundles[1], dataset, labels)
+
+
+def has_classes(dataset: Dataset, bundles: tuple[Bundle, Bundle]) -> bool:
+    """Whether a row is of a class, and not all of none."""
+    return any(example.labels != (outside_label(bundles[0]),) for example in dataset.examples)
 
 
 def answers_of(bundle: Bundle, dataset: Dataset, labels: Sequence[str]) -> Answers:

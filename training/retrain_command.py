@@ -38,8 +38,8 @@ def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
         "--hold-out",
         type=Path,
         metavar="FILE",
-        help="rows that every candidate is measured on and none is trained on; the first time only; default: a fifth "
-        "of --old, by hash",
+        help="rows that every candidate is measured on and none is trained on; the first time only; default: the tenth "
+        "of --old that heed train without --dev held out",
     )
     parser.add_argument(
         "--init",
@@ -68,6 +68,7 @@ def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-new-labels", action="store_true", help="take in labels that the model does not have, after its own"
     )
+    parser.add_argument("--again", action="store_true", help="take in rows that were refused before, or are doubted")
     add_data_arguments(parser)
 
 
@@ -80,6 +81,7 @@ def retrain_command(args: argparse.Namespace) -> int:
         bounds=read_config(None, args.gate, Bounds),
         init=starting_point(args.init) if args.init else None,
         allow_new_labels=args.allow_new_labels,
+        again=args.again,
         most_doubted=args.most_doubted,
     )
     new = [dataset for path in args.new if (dataset := read_rows(path, args))]
