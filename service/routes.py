@@ -33,7 +33,6 @@ from service.following import Following
 from service.http import Patience, as_json, counted, no_route, read_body
 from service.openapi import DOCS_ASSETS, DOCS_PAGE, openapi
 from service.schemas import (
-    CandidateInfo,
     ClassifyRequest,
     ClassifyResponse,
     FollowError,
@@ -244,7 +243,7 @@ class Service:
             version=model.bundle.version,
             versions=[m.bundle.version for m in versions],
             following=str(followed) if followed else None,
-            candidate=self._candidate_info(name),
+            candidate=self.trials.info(name),
             last_error=FollowError(version=failure.version, error=failure.error, at=failure.at) if failure else None,
             labels=model.bundle.labels,
             problem_type=model.bundle.problem_type,
@@ -253,18 +252,6 @@ class Service:
             false_alarms=model.bundle.calibration.false_alarms,
             device=model.loaded.device,
             precision=model.loaded.precision,
-        )
-
-    def _candidate_info(self, name: str) -> CandidateInfo | None:
-        trial = self.trials.of(name)
-        if trial is None:
-            return None
-        return CandidateInfo(
-            version=trial.version,
-            answered=trial.answered,
-            failed=trial.failed,
-            agreement=trial.agreement,
-            ended=trial.ended,
         )
 
     async def live(self, http: Request) -> Response:

@@ -20,6 +20,7 @@ from model.scores import MULTI
 from service import metrics
 from service.answering import answer
 from service.errors import Failed, ServiceError, where
+from service.schemas import CandidateInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,18 @@ class Trials:
     def of(self, name: str) -> Trial | None:
         """The candidate of a model."""
         return self._trials.get(name)
+
+    def info(self, name: str) -> CandidateInfo | None:
+        """What /v1/models says of it."""
+        if (trial := self.of(name)) is None:
+            return None
+        return CandidateInfo(
+            version=trial.version,
+            answered=trial.answered,
+            failed=trial.failed,
+            agreement=trial.agreement,
+            ended=trial.ended,
+        )
 
     def choose(self, wanted: str | None, request_id: str) -> ServedModel | None:
         """The candidate, where it is to answer a request."""
