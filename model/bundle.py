@@ -11,7 +11,6 @@ pickle. Written by training, read by service.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from model.folder import (
     tokenizer_settings,
 )
 from model.forward import forward_rows
-from model.manifest import BundleError, Described, Manifest
+from model.manifest import BundleError, Described, Manifest, content_hash
 from model.scores import MULTI, SINGLE, Calibration
 from model.tokens import tokenizer_config
 
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from model.masked import MaskedLM
     from model.tokens import Tokenizer
 
-HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # No user's text: a bundle travels further than the data that it was trained on.
@@ -157,15 +155,6 @@ def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
     with torch.device("meta"):
         classifier = Classifier(config, num_labels)
     return classifier.to_empty(device="cpu")
-
-
-def content_hash(folder: Path) -> str:
-    """The first 16 hex digits of SHA-256 over config, weights and tokenizer."""
-    digest = hashlib.sha256()
-    for name in HASHED:
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def load_encoder(

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from model.registry import ALIASES, RegisteredModel, RegistryError, registered, registry_path
+from model.registry import ALIASES, URL, RegisteredModel, RegistryError, registered, registry_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -86,13 +86,16 @@ def parse_location(text: str) -> Location:
 
 
 def parse_path(text: str) -> Path | RegistryEntry:
-    """A folder or an entry of a registry. Raises LocationError for a URL and what is neither."""
+    """A folder or an entry of a registry. Raises LocationError for what is neither."""
+    path, is_url = Path(text), URL.match(text) is not None
+    if is_url and "@" not in path.name:
+        raise LocationError(f"of what a URL names only an entry of a registry is read, URL/NAME@ALIAS, not: {text}")
+    if not is_url and ("@" not in path.name or path.is_dir()):
+        return path
+    registry = text.rpartition("/")[0] if is_url else str(path.parent.resolve())
+    name, _, wanted = path.name.rpartition("@")
     try:
-        path = registry_path(text)
-        if "@" not in path.name or path.is_dir():
-            return path
-        name, _, wanted = path.name.rpartition("@")
-        return RegistryEntry(registered(path.parent.resolve(), name), wanted)
+        return RegistryEntry(registered(registry_of(registry), name), wanted)
     except RegistryError as error:
         raise LocationError(str(error)) from None
 

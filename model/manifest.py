@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from model.scores import Calibration, ProblemType
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from model.tokens import Tokenizer
 
+HASHED = ("config.json", "model.safetensors", "tokenizer.json")  # what the version is made of
 FORMAT = 2  # of heed.json; a reader refuses a higher one. 2: more in calibration, out_of_scope_label
 
 
@@ -53,6 +57,15 @@ class Manifest:
             return cls(**fields | {"calibration": Calibration.from_json(fields["calibration"])})
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
+
+
+def content_hash(folder: Path) -> str:
+    """The first 16 hex digits of SHA-256 over config, weights and tokenizer."""
+    digest = hashlib.sha256()
+    for name in HASHED:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def now() -> str:

@@ -1,11 +1,12 @@
-"""Versions and aliases of the models in a folder: which bundle is in production, which one was before.
+"""Versions and aliases of models, in a folder: which bundle is in production, which one was before.
 
   REGISTRY/NAME/VERSION/        a bundle; its version is the hash of its content, and it never changes
   REGISTRY/NAME/aliases.json    {"production": VERSION, "candidate": VERSION, "previous": VERSION}
 
 Readers take no lock: aliases.json is replaced by a rename, and a bundle gets its name when it is complete. Writers
-take turns by flock on REGISTRY/NAME/.lock, which the kernel releases when one dies; on NFS the server keeps it.
-No torch until a bundle is added. Written by `heed registry`, followed by service/following.py.
+take turns by flock on REGISTRY/NAME/.lock, which the kernel releases when one dies; on NFS the server keeps it. What
+is another way in an object store is in stored.py.
+No torch until a bundle is added. Written by `heed registry` and `heed retrain`, followed by service/following.py.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from model.disk import sync, write
+from model.manifest import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Aliases = dict[str, str]  # alias -> version
+    from model.object_store import ObjectStore
+
+    Aliases: TypeAlias = dict[str, str]  # alias -> version
+    Registry: TypeAlias = Path | ObjectStore
 
 ALIASES = ("production", "candidate", "previous")
 VERSION = re.compile(r"[0-9a-f]{16}")
@@ -49,7 +54,7 @@ class RegisteredModel:
 
     @property
     def folder(self) -> Path:
-        """Where its versions and aliases lie."""
+        """Where its versions, and the records of its retrainings, lie; of an object store their copies."""
         return self.registry / self.name
 
     def __str__(self) -> str:
@@ -63,22 +68,27 @@ class RegisteredModel:
 
     def aliases(self) -> Aliases:
         """Which version each alias names, now. Raises RegistryError where that cannot be read."""
-        file = self.folder / "aliases.json"
+        file = f"{self}/aliases.json"
         try:
-            with self._readable():
-                aliases = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            text = self._read_aliases()
+            aliases = {} if text is None else json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RegistryError(f"not JSON ({error}): {file}") from None
         if not isinstance(aliases, dict) or not all(is_version(version) for version in aliases.values()):
             raise RegistryError(f"does not map aliases to versions: {file}")
         return aliases
 
+    def _read_aliases(self) -> str | None:
+        file = self.folder / "aliases.json"
+        with self._readable():
+            return file.read_text(encoding="utf-8") if file.exists() else None
+
     def version(self, wanted: str) -> str:
         """The version of an alias, of a version or of its beginning. Raises RegistryError."""
         if wanted in ALIASES:
             aliases = self.aliases()
             if wanted not in aliases:
-                raise RegistryError(f"{self} has no {wanted}, it has: {_listed(aliases)}")
+                raise RegistryError(f"{self} has no {wanted}, it has: {listed(aliases)}")
             return aliases[wanted]
         versions = self.versions()
         if not BEGINNING.fullmatch(wanted):
@@ -87,7 +97,7 @@ class RegisteredModel:
             )
         found = [version for version in versions if version.startswith(wanted)]
         if len(found) != 1:
-            raise RegistryError(f"{self} has {len(found)} versions {wanted}, it has: {_listed(versions)}")
+            raise RegistryError(f"{self} has {len(found)} versions {wanted}, it has: {listed(versions)}")
         return found[0]
 
     def bundle(self, wanted: str) -> Path:
@@ -102,7 +112,7 @@ class RegisteredModel:
 
         Raises BundleError where the bundle cannot be served, RegistryError where it changes meanwhile.
         """
-        from model.bundle import content_hash, load_bundle
+        from model.bundle import load_bundle
 
         version = load_bundle(bundle).version
         folder = self.folder / version
@@ -117,7 +127,7 @@ class RegisteredModel:
                 raise RegistryError(f"the bundle changed while it was copied, add it again: {bundle}")
             for path in [*partial.rglob("*"), partial]:
                 sync(path)
-            with self._locked():
+            with self._writing():
                 if not folder.exists():  # added by another writer
                     partial.rename(folder)
                     sync(self.folder)
@@ -131,9 +141,13 @@ class RegisteredModel:
                 if time.time() - partial.stat().st_ctime > ABANDONED_AFTER_S:  # its mtime is copied from the bundle
                     shutil.rmtree(partial, ignore_errors=True)
 
+    def _there(self, wanted: str) -> str:
+        """The version that is meant; it has its files. Raises RegistryError."""
+        return self.bundle(wanted).name
+
     def propose(self, wanted: str) -> Aliases:
         """Make a version the candidate, unless it is in production; the aliases then. Raises RegistryError."""
-        return self._change(lambda aliases: proposed(aliases, self._version_of_bundle(wanted)))
+        return self._change(lambda aliases: proposed(aliases, self._there(wanted)))
 
     def promote(self, wanted: str, instead_of: str | None = None) -> Aliases:
         """Put a version into production; the aliases then.
@@ -145,7 +159,7 @@ class RegisteredModel:
             now = aliases.get("production")
             if instead_of not in (None, now):
                 raise RegistryError(f"{self} has another version in production meanwhile, not {instead_of}: {now}")
-            return promoted(aliases, self._version_of_bundle(wanted))
+            return promoted(aliases, self._there(wanted))
 
         return self._change(change)
 
@@ -153,39 +167,55 @@ class RegisteredModel:
         """Put back what was in production before; the aliases then. Raises RegistryError."""
         if "previous" not in self.aliases():
             raise RegistryError(f"nothing was in production before, promote a version: {self}")
-        return self._change(lambda aliases: promoted(aliases, self._version_of_bundle("previous")))
+        return self._change(lambda aliases: promoted(aliases, self._there("previous")))
 
     def collect(self, keep: int) -> list[str]:
         """Remove versions that no alias names, but the last `keep`; which, oldest first. Raises RegistryError."""
-        with self._readable(), self._locked():
+        with self._turn():
             named = set(self.aliases().values())
             unnamed = [version for version in self.versions() if version not in named]
             gone = unnamed[: len(unnamed) - keep] if keep < len(unnamed) else []
-            removed = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
-            for version in gone:
-                (self.folder / version).rename(removed / version)  # a reader sees all of it or nothing
-            sync(self.folder)
-        shutil.rmtree(removed)
+            self._remove(gone)
         return gone
 
-    def _version_of_bundle(self, wanted: str) -> str:
-        return self.bundle(wanted).name
+    def _remove(self, versions: list[str]) -> None:
+        removed = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+        for version in versions:
+            (self.folder / version).rename(removed / version)  # a reader sees all of it or nothing
+        sync(self.folder)
+        shutil.rmtree(removed)
+
+    def pull(self) -> None:
+        """Have the records of its retrainings in `folder`; of a folder they are."""
+
+    def push(self) -> None:
+        """Make what was written of them last. Raises RegistryError where another retraining was faster."""
 
     def _change(self, change: Callable[[Aliases], Aliases]) -> Aliases:
         """Replace the aliases by what change makes of them, one writer at a time."""
-        with self._readable(), self._locked():
+        with self._turn() as still_mine:
             before = self.aliases()
             after = change(before)
             if after != before:
-                partial = self.folder / ".aliases.json.partial"
-                write(partial, json.dumps(after, indent=2) + "\n")
-                partial.replace(self.folder / "aliases.json")
-                sync(self.folder)
+                still_mine()
+                self._write_aliases(json.dumps(after, indent=2) + "\n")
         return after
 
+    def _write_aliases(self, text: str) -> None:
+        partial = self.folder / ".aliases.json.partial"
+        write(partial, text)
+        partial.replace(self.folder / "aliases.json")
+        sync(self.folder)
+
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Held by one writer, of any process, at a time."""
+    def _turn(self) -> Iterator[Callable[[], None]]:
+        """Held by one who changes aliases or removes versions; what it gives raises RegistryError if it was lost."""
+        with self._readable(), self._writing():
+            yield lambda: None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Held by one writer to the folder, of any process, at a time."""
         with (self.folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield  # closing the file lets the next one in
@@ -195,7 +225,7 @@ class RegisteredModel:
         """Raise RegistryError where there is no such model, or its folder cannot be read."""
         try:
             if not self.folder.is_dir():
-                raise RegistryError(f"no model {self.name} in {self.registry}, it has: {_listed(names(self.registry))}")
+                raise RegistryError(f"no model {self.name} in {self.registry}, it has: {listed(names(self.registry))}")
             yield
         except OSError as error:
             raise RegistryError(f"cannot be read ({error.strerror}): {self}") from None
@@ -220,35 +250,43 @@ def promoted(aliases: Aliases, version: str) -> Aliases:
     return left | {"production": version} | ({"previous": before} if before else {})
 
 
-def open_registry(text: str) -> Path:
-    """The folder of a registry. Raises RegistryError for a URL, and where there is none."""
-    registry = registry_path(text)
-    if not registry.is_dir():
+def open_registry(text: str) -> Registry:
+    """A registry that is there. Raises RegistryError where there is none."""
+    registry = registry_of(text)
+    if isinstance(registry, Path) and not registry.is_dir():
         raise RegistryError(f"no registry, `heed registry add` makes one: {registry}")
     return registry
 
 
-def registry_path(text: str) -> Path:
-    """The path of a registry that may not exist yet. Raises RegistryError for a URL."""
-    if URL.match(text):
-        raise RegistryError(f"URLs are not read, mount what this one names and give the folder: {text}")
-    return Path(text)
+def registry_of(text: str) -> Registry:
+    """A folder or the URL of an object store; nothing may be there yet."""
+    if not URL.match(text):
+        return Path(text)
+    from model.object_store import ObjectStore
+
+    return ObjectStore(text.rstrip("/"))
 
 
-def registered(registry: Path, name: str) -> RegisteredModel:
+def registered(registry: Registry, name: str) -> RegisteredModel:
     """The model of a name, there or not. Raises RegistryError for what is no name."""
     if not NAME.fullmatch(name):
         raise RegistryError(f"a model's name has letters, digits, dots, dashes and underscores only: {name}")
-    return RegisteredModel(registry, name)
+    if isinstance(registry, Path):
+        return RegisteredModel(registry, name)
+    from model.stored import stored_model
+
+    return stored_model(registry, name)
 
 
-def names(registry: Path) -> list[str]:
-    """The models of a registry, in order of the alphabet. Raises RegistryError where there is no registry."""
+def names(registry: Registry) -> list[str]:
+    """The models of a registry, in order of the alphabet. Raises RegistryError where it cannot be read."""
+    if not isinstance(registry, Path):
+        return [name for name in registry.names() if NAME.fullmatch(name)]
     try:
         return sorted(entry.name for entry in registry.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
     except OSError as error:
         raise RegistryError(f"the registry cannot be read ({error.strerror}): {registry}") from None
 
 
-def _listed(names: list[str] | Aliases) -> str:
+def listed(names: list[str] | Aliases) -> str:
     return ", ".join(names) or "none"

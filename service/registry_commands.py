@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.location import local_folder, parse_location
 from model.manifest import Manifest
-from model.registry import names, open_registry, registered, registry_path
+from model.registry import names, open_registry, registered, registry_of
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +24,7 @@ def add_registry_arguments(parser: argparse.ArgumentParser) -> None:
     def action(name: str, function: Callable[[argparse.Namespace], int], *positional: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=function.__doc__, description=function.__doc__)
         sub.set_defaults(function=function)
-        sub.add_argument("registry", metavar="REGISTRY", help="its folder")
+        sub.add_argument("registry", metavar="REGISTRY", help="its folder, or the URL of an object store")
         for argument in positional:
             sub.add_argument(argument, metavar=argument.upper())
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -94,7 +94,7 @@ def describe(model: RegisteredModel, wanted: str) -> dict[str, Any]:
 
 def add_command(args: argparse.Namespace) -> int:
     """Copy a bundle in, checked, and name it the candidate or the production version."""
-    model = registered(registry_path(args.registry), args.name)
+    model = registered(registry_of(args.registry), args.name)
     version = model.add(local_folder(parse_location(args.bundle)))
     aliases = model.promote(version) if args.promote else model.propose(version)
     return told(args, model, version, aliases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import shutil
 import threading
 import time
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model.bundle import content_hash, load_bundle
+from model.bundle import load_bundle
 from model.location import LocationError, RegistryEntry, local_folder, parse_location
-from model.manifest import BundleError
+from model.manifest import BundleError, content_hash
 from model.registry import ABANDONED_AFTER_S, RegisteredModel, RegistryError, promoted, proposed
 from service.cli import main
 from service.settings import Spec
@@ -144,8 +145,8 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_what_is_no_registry_is_refused(model: RegisteredModel, versions: list[str], tmp_path: Path) -> None:
-    with pytest.raises(LocationError, match="URLs are not read, mount what this one names"):
-        parse_location("s3://bucket/registry/mood@production")
+    with pytest.raises(LocationError, match="only an entry of a registry is read, URL/NAME@ALIAS, not: s3://bucket/mood"):
+        parse_location("s3://bucket/mood")
     with pytest.raises(LocationError, match="no model other in .*registry, it has: mood$"):
         local_folder(parse_location(f"{model.registry}/other@production"))
     with pytest.raises(LocationError, match="cannot be read .No such file or directory.: .*nowhere"):
@@ -203,6 +204,31 @@ def test_writers_of_several_processes_take_turns_and_a_reader_sees_whole_aliases
     }  # 201 times, none lost
 
 
+def write_without_end(model: RegisteredModel, bundles: list[Path]) -> None:
+    while True:
+        for bundle in bundles:
+            model.promote(model.add(bundle))
+            model.rollback()
+            model.propose(model.add(bundle))
+            model.collect(0)
+
+
+def test_a_writer_killed_at_fifty_moments_leaves_a_registry_that_loads_and_takes_the_next(
+    model: RegisteredModel, versions: list[str], variant: Callable[[float], Path]
+) -> None:
+    model.promote(versions[0])
+    bundles, rng = [variant(factor) for factor in (1.0, 1.1, 1.2)], random.Random(0)
+    for _ in range(50):
+        writer = multiprocessing.get_context("fork").Process(target=write_without_end, args=(model, bundles))
+        writer.start()
+        time.sleep(rng.uniform(0, 0.1))
+        writer.kill()
+        writer.join()
+        assert content_hash(model.bundle("production")) == model.aliases()["production"]
+        assert all(content_hash(model.folder / version) == version for version in model.versions())
+    assert model.promote(model.add(bundles[0]))["production"] == content_hash(bundles[0])
+
+
 def test_the_same_bundle_added_by_several_at_once_is_there_once(model: RegisteredModel, bundle_folder: Path) -> None:
     at_once = threading.Barrier(3)
 
@@ -247,7 +273,7 @@ def test_the_command_adds_promotes_shows_lists_and_rolls_back(
     ("arguments", "message"),
     [
         (["list", "nowhere"], "no registry, `heed registry add` makes one: nowhere"),
-        (["add", "s3://bucket", "mood", "b"], "URLs are not read"),
+        (["list", "nothing://bucket"], "no store can be opened there (Protocol not known: nothing): nothing://bucket"),
         (["add", "r", "../mood", "b"], "letters, digits"),
         (["add", "r", "mood", "nowhere"], "no config.json in the folder: nowhere"),
         (["promote", ".", "mood", "production"], "no model mood in ., it has: none"),

@@ -175,7 +175,7 @@ def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Ser
     asyncio.run(ask_then_stop())
     assert [response.status_code for response in answered] == [200] * 3
     assert all(len(response.json()["results"]) == 1000 for response in answered)
-    assert server.stop() == 0
+    assert server.process.wait(STOP_S) == 0
     assert server.is_gone(within_s=5)
 
 

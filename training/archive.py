@@ -26,7 +26,7 @@ from training.data import DEV_SHARE, Columns, DataError, Dataset, Example, place
 from training.duplicates import near, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from model.scores import ProblemType
@@ -89,8 +89,9 @@ class Parts:
 class Archive:
     """The rows of one model."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, committed: Callable[[], None] = lambda: None) -> None:
+        """`committed` is called when a line has been written: the place to copy it elsewhere."""
+        self.folder, self._committed = folder, committed
         self._log = folder / "log.jsonl"
 
     def history(self) -> History:
@@ -217,6 +218,7 @@ class Archive:
             file.truncate(len(whole))
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         sync(self._log)
+        self._committed()
 
     def _lines(self) -> list[str]:
         """Those that were written whole."""

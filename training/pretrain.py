@@ -24,8 +24,9 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from model.batch import choose_layout
-from model.bundle import content_hash, save_encoder
+from model.bundle import save_encoder
 from model.device import keep_freed_memory, trains_in_bf16
+from model.manifest import content_hash
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import MAX_TOKENS, start_from_text
 from training.corpus import encode_corpus, tokens_of

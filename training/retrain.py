@@ -99,8 +99,9 @@ def retrain(
     `hold_out`, is never trained on. Raises RetrainError, DataError, RegistryError or BundleError, and then production
     is what it was.
     """
-    archive = Archive(model.folder / "data")
+    archive = Archive(model.folder / "data", committed=model.push)
     with alone(archive.folder):
+        model.pull()
         production = load_bundle(model.bundle("production"))
         begin(archive, base, hold_out, production)
         settled = settle(model, archive, production)
@@ -215,6 +216,7 @@ def from_rows(
     decision, record = compare(production, load_bundle(folder), folders, parts, history, plan, command)
     for name, text in record_files(record).items():
         write(model.folder / "decisions" / version / name, text)
+    model.push()
     if decision.promoted:
         model.promote(version, instead_of=production.version)
     refused = decision.harmed and not decision.promoted

@@ -26,7 +26,9 @@ NOT_PROMOTED = 3
 
 def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `heed retrain`."""
-    parser.add_argument("--registry", required=True, metavar="REGISTRY", help="folder of the registry")
+    parser.add_argument(
+        "--registry", required=True, metavar="REGISTRY", help="its folder, or the URL of an object store"
+    )
     parser.add_argument("--name", required=True, metavar="NAME", help="the model, which is in production there")
     parser.add_argument(
         "--new", type=Path, nargs="*", default=[], metavar="FILE", help="rows that were labelled since the last time"

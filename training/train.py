@@ -19,9 +19,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from model.batch import make_batch
-from model.bundle import content_hash
 from model.device import keep_freed_memory, trains_in_bf16
 from model.forward import forward_rows
+from model.manifest import content_hash
 from model.scores import MULTI, Calibration, probabilities
 from training.augment import edit_rows, mask_tokens
 from training.build import build, recipe_of
