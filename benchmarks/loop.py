@@ -1,6 +1,6 @@
 """The whole loop, as it runs for months, in minutes: new labels make a better model, bad ones none, nobody waits.
 
-    python benchmarks/loop.py DATA --init minilm --old 6000 --batch 1200
+    python benchmarks/loop.py DATA --init minilm --old 6000 --batch 1200 [--candidate base]
 
 A model of film phrases (SST-2) is served from a registry, and asked without a pause until the end. Comments of another
 domain (GoEmotions) are sent to it and labelled through `POST /v1/feedback` in three batches, the second with 40% of
@@ -237,9 +237,13 @@ def main() -> None:
     parser.add_argument("--old", type=int, default=6000, help="phrases that the first model learns from")
     parser.add_argument("--batch", type=int, default=1200, help="labels of each batch")
     parser.add_argument("--init", default="minilm", help="encoder of the first model")
+    parser.add_argument(
+        "--candidate", choices=["production", "base"], default="production", help="what each candidate starts from"
+    )
     args = parser.parse_args()
+    retrain = ["--init", args.init] if args.candidate == "base" else []
     with tempfile.TemporaryDirectory() as folder:
-        rows = story(cast_of(args.data, args.old, args.batch), Path(folder), ["--init", args.init], [])
+        rows = story(cast_of(args.data, args.old, args.batch), Path(folder), ["--init", args.init], retrain)
     print(markdown(rows))
     if wrong := went_wrong(rows):
         sys.exit(f"not as it should be: {', '.join(wrong)}")

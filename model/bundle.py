@@ -105,7 +105,9 @@ def load_bundle(folder: Path) -> Bundle:
     if manifest is not None:
         _check(bundle, manifest, folder)
         try:
-            Reference(manifest.reference, labels)
+            reference = Reference(manifest.reference, labels)
+            if len(reference.center) not in (0, bundle.classifier.config.width):
+                raise ValueError(f"embedding_center is not as wide as the encoder: {len(reference.center)}")
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BundleError(f"heed.json: reference is not what was written ({error}): {folder}") from None
     return bundle

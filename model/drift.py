@@ -1,7 +1,8 @@
 """How far the texts of now are from those that a model was measured on: counts against its reference statistics.
 
-Four signals of a text: its best label, the score of that (confidence), its tokens, and whether one of them is unknown
-to the tokenizer. Of each the population stability index, less what chance alone gives with so few texts (Yurdakul 2018,
+Five signals of a text: its best label, the score of that (confidence), its tokens, whether one of them is unknown to
+the tokenizer, and how far its embedding is from the middle of all (distance), which is looked at of some texts only. Of
+each the population stability index, less what chance alone gives with so few texts (Yurdakul 2018,
 https://scholarworks.wmich.edu/dissertations/3208): about 0 where nothing changed, 0.1 worth a look, over 0.25 another
 population. No torch. Filled by service/metrics.py and service/drift_command.py, from statistics of training/finish.py.
 """
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from model.scores import Array
+
     Floats = NDArray[np.float64]
 
 LARGE = 0.25
-DIGITS = 2  # of a confidence that count: precisions differ in the third
+DIGITS = 2  # that count of a confidence, and of a distance by their median: precisions differ in the third
 DECILES = 11  # the least, nine inner ones, the greatest
 MOST_TEXTS = 10**12  # of a reference that is one
 FEW = 0.5  # added to each count, so that an empty one has a logarithm
@@ -37,6 +40,34 @@ class Seen:
     is_unknown: bool  # one of its tokens is
 
 
+def values_of(seen: Sequence[Seen]) -> dict[str, list[float]]:
+    """The signals of texts, in their order."""
+    return {
+        "label": [one.label for one in seen],
+        "confidence": [one.confidence for one in seen],
+        "tokens": [one.tokens for one in seen],
+        "unknown": [one.is_unknown for one in seen],
+    }
+
+
+def distances(embeddings: Array, center: Sequence[float]) -> list[float]:
+    """Of embeddings (N, D) from the middle of those that a model was measured on."""
+    found: list[float] = np.linalg.norm(embeddings - np.array(center, dtype=np.float32), axis=1).tolist()
+    return found
+
+
+def distance_statistics(found: Sequence[float]) -> dict[str, Any]:
+    """Where distances lie: edges of bins (B - 1,) in units of their median, and the share of each bin (B,).
+
+    Their deciles would not do: of a model that maps each label to one point they say nothing of what lies between.
+    """
+    unit = float(np.median(found)) or 1.0
+    values = np.round(np.array(found) / unit, DIGITS)
+    edges = np.unique(np.quantile(values, np.linspace(0.1, 0.9, 9), method="higher"))
+    counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
+    return {"unit": unit, "edges": edges.tolist(), "shares": (counts / len(values)).tolist()}
+
+
 class Reference:
     """The shares that each signal had, and the edges that cut numbers into bins."""
 
@@ -50,32 +81,36 @@ class Reference:
         self.edges: dict[str, Floats] = {}
         if "label_share" in statistics:
             self.shares["label"] = shares_of([statistics["label_share"].get(label, 0.0) for label in labels])
+        self.center = [float(value) for value in statistics.get("embedding_center", [])]  # (D,)
+        if not np.isfinite(self.center).all():
+            raise ValueError("embedding_center is not of finite numbers")
+        self._unit = 1.0  # of distances
         for signal in ("confidence", "tokens"):
             if f"{signal}_deciles" in statistics:
                 deciles = [round(float(value), DIGITS) for value in statistics[f"{signal}_deciles"]]
                 if len(deciles) != DECILES or deciles != sorted(deciles) or not np.isfinite(deciles).all():
                     raise ValueError(f"{signal}_deciles are not {DECILES} numbers that rise")
                 self.edges[signal], self.shares[signal] = bins_of(deciles)
+        if self.center:
+            self._read_distance(**statistics["distance"])
         if "unknown_share" in statistics:
             share = float(statistics["unknown_share"])
             self.shares["unknown"] = shares_of([1 - share, share])
         if not 0 <= self.n <= MOST_TEXTS:
             raise ValueError(f"n is not a number of texts: {self.n}")
 
-    def places(self, seen: Sequence[Seen]) -> dict[str, NDArray[np.int64]]:
-        """The bin of each text, by signal."""
-        values: dict[str, list[float]] = {
-            "label": [one.label for one in seen],
-            "confidence": [round(one.confidence, DIGITS) for one in seen],
-            "tokens": [one.tokens for one in seen],
-            "unknown": [one.is_unknown for one in seen],
-        }
-        return {
-            signal: np.searchsorted(self.edges[signal], values[signal])
-            if signal in self.edges
-            else np.array(values[signal], np.int64)
-            for signal in self.shares
-        }
+    def _read_distance(self, unit: float, edges: Sequence[float], shares: Sequence[float]) -> None:
+        self._unit, self.edges["distance"], self.shares["distance"] = float(unit), np.array(edges), shares_of(shares)
+        rises = len(edges) and np.isfinite(self.edges["distance"]).all() and (np.diff(self.edges["distance"]) > 0).all()
+        if not (rises and len(shares) == len(edges) + 1 and self._unit > 0):
+            raise ValueError("distance has not one share more than edges, which rise, and a positive unit")
+
+    def places(self, signal: str, values: Sequence[float]) -> NDArray[np.int64]:
+        """The bins of values (N,)."""
+        if signal not in self.edges:
+            return np.array(values, np.int64)
+        unit = self._unit if signal == "distance" else 1.0
+        return np.searchsorted(self.edges[signal], np.round(np.array(values) / unit, DIGITS))
 
 
 def shares_of(values: Sequence[float]) -> Floats:
@@ -107,28 +142,32 @@ class Window:
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
-        self.n = 0
         self._counts = {signal: np.zeros(len(shares)) for signal, shares in reference.shares.items()}
 
-    def add(self, seen: Sequence[Seen]) -> None:
-        """Count some texts."""
-        self.n += len(seen)
-        for signal, places in self._reference.places(seen).items():
+    @property
+    def n(self) -> int:
+        """Values of the signal that has most."""
+        return int(max((counts.sum() for counts in self._counts.values()), default=0))
+
+    def add(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Count values of signals; those that the reference has not are left out."""
+        for signal in self._counts.keys() & values.keys():
+            places = self._reference.places(signal, values[signal])
             self._counts[signal] += np.bincount(places, minlength=len(self._counts[signal]))
 
     def __add__(self, other: Window) -> Window:
         both = Window(self._reference)
-        both.n = self.n + other.n
         both._counts = {signal: counts + other._counts[signal] for signal, counts in self._counts.items()}
         return both
 
     def psi(self) -> dict[str, float]:
-        """How far each signal is from the reference; empty before the first text."""
-        if not self.n or not self._reference.n:
+        """How far each signal of which there are values is from the reference."""
+        if not self._reference.n:
             return {}
         return {
             signal: stability_index(shares * self._reference.n, self._counts[signal])
             for signal, shares in self._reference.shares.items()
+            if self._counts[signal].any()
         }
 
 

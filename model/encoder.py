@@ -306,11 +306,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """(T, D) -> fp32 logits (B, C), in the caller's order."""
-        pooled = self.norm(self.activation(self.dense(self._pool(x, batch).to(self.dense.weight.dtype))))
+        pooled = self.norm(self.activation(self.dense(self.pool(x, batch).to(self.dense.weight.dtype))))
         out: Tensor = self.out(self.dropout(pooled))
         return out.float()
 
-    def _pool(self, x: Tensor, batch: Batch) -> Tensor:
+    def pool(self, x: Tensor, batch: Batch) -> Tensor:
         """(T, D) -> (B, D): the first token of each row, or the mean over its tokens."""
         if self.pooling == "first":
             return x[batch.starts]
@@ -332,6 +332,10 @@ class Classifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> (B, C)."""
         return self.logits(self.encoder.embeddings(batch), batch)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """A Batch of B rows -> their embeddings (B, D): what the head scores."""
+        return self.head.pool(self.encoder(batch), batch)
 
     def logits(self, embedded: Tensor, batch: Batch) -> Tensor:
         """Embedded tokens (T, D) -> (B, C); model/explain.py comes in here with vectors between two texts."""

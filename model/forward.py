@@ -82,6 +82,16 @@ class Forward:
         """The logits (B, C) of one pass."""
         return self.launch(rows)()
 
+    @torch.inference_mode()
+    def embed(self, rows: Sequence[Row]) -> Array:
+        """The embeddings (N, D) of the rows, in their order."""
+        config = self._classifier.config
+        found = np.empty((len(rows), config.width), dtype=np.float32)
+        for indices in self.plan(rows):
+            batch = make_batch([rows[i] for i in indices], self.layout, config.pad_id, config.first_position)
+            found[indices] = self._classifier.embed(batch.to(self._device)).float().cpu().numpy()
+        return found
+
 
 def forward_rows(
     classifier: Classifier,

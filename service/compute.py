@@ -128,6 +128,13 @@ class Compute:
             if not self._passes:
                 self._no_pass.set()
 
+    async def distances(self, model: Loaded, rows: Sequence[Row]) -> list[float]:
+        """How far rows are from those that the model was measured on, read between the passes; raises as run()."""
+        found: list[float] = await self.step(
+            ["distances", model.id, [row.ids for row in rows], [row.types for row in rows]]
+        )
+        return found
+
     def _is_alone(self) -> bool:
         """Whether the pass that begins shares the cores with no other, and none has for a while."""
         now = time.perf_counter()

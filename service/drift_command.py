@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from model.bundle import load_bundle
 from model.device import choose_device
-from model.drift import LARGE, Reference, Window
+from model.drift import LARGE, Reference, Window, values_of
 from model.location import local_folder, parse_location
 from model.records import read_texts
 from service.answers import seen
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
 DRIFTED = 3
-CHUNK_TEXTS = 4096
+CHUNK_TEXTS, EMBEDDED = 4096, 512  # texts of a chunk, and those of them whose embeddings are looked at
 
 
 def add_drift_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,10 @@ def drift_command(args: argparse.Namespace) -> int:
     predictor, window = Predictor(bundle, choose_device(args.device), "auto"), Window(reference)
     texts = read_texts(args.file, args.text_column)
     while chunk := list(islice(texts, CHUNK_TEXTS)):
-        window.add([one for answer in answer_all(predictor, chunk, "truncate") if (one := seen(bundle, answer))])
+        answers = answer_all(predictor, chunk, "truncate")
+        window.add(values_of([one for answer in answers if (one := seen(bundle, answer))]))
+        if reference.center:
+            window.add({"distance": predictor.distances([a.rows[0] for a in answers[:EMBEDDED] if a.rows])})
     if not window.n:
         raise ValueError(f"no texts: {args.file}")
     found = window.psi()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from model.attribution import Attribution
 
 
-WITH_TEXTS = {"compute", "explain"}  # questions whose errors may hold what a user wrote
+WITH_TEXTS = {"compute", "distances", "explain"}  # questions whose errors may hold what a user wrote
 
 
 class Engine:
@@ -97,6 +97,12 @@ class Engine:
         with self._launching:
             launched = self._models[model].launch(rows)
         return [launched().tolist(), launched.computed_tokens]
+
+    def distances(self, model: int, ids: Sequence[list[int]], types: Sequence[list[int] | None]) -> list[float]:
+        """How far the embeddings of rows are from the middle of those that the model was measured on."""
+        rows = [Row(*row) for row in zip(ids, types, strict=True)]
+        with self._launching:
+            return self._models[model].distances(rows)
 
     def explain(self, job: int, model: int, row: list[Any], baseline: list[Any], label: int) -> list[Any] | None:
         """The next step of an explanation; the last gives the scores of the tokens and their gap."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from model.drift import Reference, Window
+from model.drift import Reference, Window, values_of
 from service.answers import seen
 from service.errors import Failed, ServiceError, where
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from model.drift import Seen
     from model.manifest import Described
@@ -36,6 +36,7 @@ TOKENS = tuple(2**n for n in range(3, 16))
 ROWS = tuple(2**n for n in range(11))
 RATIOS = tuple(n / 10 for n in range(11))
 DRIFT_WINDOW, DRIFT_STEP = 1000, 100  # texts
+DISTANCES = 200  # of which texts have an embedding that is looked at
 
 REQUESTS = Counter("heed_requests_total", "Requests answered.", ["route", "code"])
 REFUSED = Counter("heed_refused_total", "Requests and texts refused, by error code.", ["code"])
@@ -99,34 +100,52 @@ UNREMEMBERED = Counter(
 )
 
 
+class Rolling:
+    """The last texts, between `size` of them and twice that."""
+
+    def __init__(self, reference: Reference, size: int) -> None:
+        self._reference, self._size = reference, size
+        self._before, self._now = Window(reference), Window(reference)
+
+    def add(self, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Count more; how far each signal is from the reference, empty while they are too few."""
+        self._now.add(values)
+        both = self._before + self._now
+        if self._now.n >= self._size:
+            self._before, self._now = self._now, Window(self._reference)
+        return both.psi() if both.n >= self._size else {}
+
+
 class Drift:
     """How far the last texts of a model are from its reference: of 1,000 to 2,000 of a replica, said every 100."""
 
     def __init__(self, name: str, bundle: Described) -> None:
-        self._reference = Reference(bundle.reference, bundle.labels)
-        self._gauges = {signal: DRIFT.labels(name, signal) for signal in self._reference.shares}
-        self._before, self._now = Window(self._reference), Window(self._reference)
+        reference = Reference(bundle.reference, bundle.labels)
+        self._gauges = {signal: DRIFT.labels(name, signal) for signal in reference.shares}
+        self._texts, self._distances = Rolling(reference, DRIFT_WINDOW), Rolling(reference, DISTANCES)
         self._new: list[Seen] = []
 
     def see(self, one: Seen) -> None:
         """Hear of an answered text."""
         self._new.append(one)
         if len(self._new) == DRIFT_STEP:
-            self._now.add(self._new)
+            self._say(self._texts.add(values_of(self._new)))
             self._new = []
-            both = self._before + self._now
-            if both.n >= DRIFT_WINDOW:
-                for signal, psi in both.psi().items():
-                    self._gauges[signal].set(psi)
-            if self._now.n >= DRIFT_WINDOW:
-                self._before, self._now = self._now, Window(self._reference)
+
+    def see_distances(self, found: Sequence[float]) -> None:
+        """Hear how far some texts are from those that the model was measured on."""
+        self._say(self._distances.add({"distance": found}))
+
+    def _say(self, psi: Mapping[str, float]) -> None:
+        for signal, value in psi.items():
+            self._gauges[signal].set(value)
 
 
 class ModelMetrics:
     """The metrics of one version of a model, found once: to find a child by its labels costs as much as to count."""
 
     def __init__(self, name: str, bundle: Described) -> None:
-        self._bundle, self._drift = bundle, Drift(name, bundle)
+        self._bundle, self.drift = bundle, Drift(name, bundle)
         self._texts = TEXTS.labels(name, bundle.version)
         self._tokens = TOKENS_READ.labels(name)
         self._truncated = TRUNCATED.labels(name)
@@ -153,7 +172,7 @@ class ModelMetrics:
                 self._predictions[one.label].inc()
                 self._confidence.observe(one.confidence)
                 if is_present:
-                    self._drift.see(one)
+                    self.drift.see(one)
         return failed
 
 

@@ -18,6 +18,7 @@ from service import metrics
 from service.batching import Batcher
 from service.cache import AnswerCache
 from service.compute import Compute
+from service.distances import Distances
 from service.errors import EngineError, NoSuchModel, NotReady
 from service.explaining import Explainer
 from service.planning import full_pass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from model.tokens import Row
+    from service.answering import Answered
     from service.compute import Loaded
     from service.errors import ServiceError
     from service.planning import Cost
@@ -59,6 +61,7 @@ class ServedModel:
         self.explainer = Explainer(loaded, compute, settings.max_queue_tokens)
         self.cache = AnswerCache(settings.cache_texts)
         self.metrics = metrics.ModelMetrics(name, self.bundle)
+        self._distances = Distances(loaded, compute, self.metrics.drift.see_distances)
         self.is_broken = False  # the device answers nothing any more: Ray replaces the replica
         self._holders = 0
         self._is_free = asyncio.Event()
@@ -74,6 +77,12 @@ class ServedModel:
         if not self._holders:
             self._is_free.set()
 
+    def observe(self, answered: Answered, *, is_present: bool) -> int:
+        """Hear of an answered request; on how many of its texts the model failed. is_present: NAME means this one."""
+        if is_present:
+            self._distances.hear(answered.answers)
+        return self.metrics.observe(answered.answers, answered.tokenize_s, is_present=is_present)
+
     def know_cost(self, cost: Cost) -> None:
         """Plan passes by what they cost, as it was measured."""
         self.batcher.cost = cost
@@ -88,6 +97,7 @@ class ServedModel:
 
     def close(self) -> None:
         """Free it in the engine. Its queues' references back would keep it until the garbage collector comes."""
+        self._distances.close()
         self._compute.engine.tell(["let_go", self.loaded.id])
         self.batcher.close()
         self.explainer.batcher.close()

@@ -16,6 +16,7 @@ import torch
 from model.bundle import PROBES
 from model.cpu import pack, quantize
 from model.device import DTYPES, choose_precision, keep_freed_memory
+from model.drift import distances
 from model.explain import explain_steps
 from model.forward import Forward
 from model.scores import MULTI
@@ -76,6 +77,10 @@ class Predictor:
     def launch(self, rows: Sequence[Row]) -> Launched:
         """Start a pass."""
         return self._forward.launch(rows)
+
+    def distances(self, rows: Sequence[Row]) -> list[float]:
+        """How far the embedding of each row is from the middle of those that the model was measured on."""
+        return distances(self._forward.embed(rows), self.bundle.reference["embedding_center"])
 
     def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Row indices of each pass when nobody waits for one."""

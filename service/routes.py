@@ -173,7 +173,7 @@ class Service:
                 ended = time.perf_counter()
                 explained = await self._explain(model, request, answered.answers, label, deadline)
             is_present = model is self.models.versions(model.name)[0]
-            if failed := model.metrics.observe(answered.answers, answered.tokenize_s, is_present=is_present):
+            if failed := model.observe(answered, is_present=is_present):
                 log.error("request %s: the model failed on %d of its texts", request_id, failed)
             self.trials.hear(model, request.inputs, request.on_long, answered.answers)
             if self.feedback is not None:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from samples import rows
 
 from model.bundle import load_bundle
-from model.drift import LARGE, Reference, Seen, Window, bins_of
+from model.drift import LARGE, Reference, Seen, Window, bins_of, distance_statistics, distances, values_of
 from model.manifest import BundleError
 from service import metrics
 from service.cli import main
+from service.predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +52,7 @@ def seen(n: int, *, positive: float = 0.5, longer: int = 0, unknown: float = 0.0
 
 def psi(some: list[Seen]) -> dict[str, float]:
     window = Window(Reference(STATISTICS, LABELS))
-    window.add(some)
+    window.add(values_of(some))
     return window.psi()
 
 
@@ -76,8 +78,8 @@ def test_a_value_that_many_texts_have_is_a_bin_of_its_own() -> None:
 def test_a_model_that_was_always_sure_and_no_longer_is_has_drifted() -> None:
     reference = Reference(STATISTICS | {"confidence_deciles": [0.5] + [1.0] * 10, "tokens_deciles": [7] * 11}, LABELS)
     same, other = Window(reference), Window(reference)
-    same.add([Seen(i % 2, 0.7 if i % 10 == 0 else 1.0, 7, is_unknown=i % 50 == 0) for i in range(1000)])
-    other.add([Seen(i % 2, 0.6, 9, is_unknown=i % 50 == 0) for i in range(1000)])
+    same.add(values_of([Seen(i % 2, 0.7 if i % 10 == 0 else 1.0, 7, is_unknown=i % 50 == 0) for i in range(1000)]))
+    other.add(values_of([Seen(i % 2, 0.6, 9, is_unknown=i % 50 == 0) for i in range(1000)]))
     assert max(same.psi().values()) < 0.15
     assert min(other.psi()["confidence"], other.psi()["tokens"]) > 1
 
@@ -93,6 +95,11 @@ def test_a_model_that_was_always_sure_and_no_longer_is_has_drifted() -> None:
         {"n": 1e999},
         {"n": 10**400},
         {"unknown_share": 7},
+        {"embedding_center": [0.0, float("nan")]},
+        {"embedding_center": [0.0]},
+        {"distance": {}},
+        {"distance": {"unit": 0, "edges": [1.0], "shares": [0.5, 0.5]}},
+        {"distance": {"unit": 1, "edges": [1.0, 0.5], "shares": [0.5, 0.5, 0]}},
     ],
 )
 def test_a_strangers_statistics_are_refused_when_the_bundle_is_loaded(
@@ -115,15 +122,15 @@ def test_windows_add_up() -> None:
     reference = Reference(STATISTICS, LABELS)
     parts, whole = (Window(reference), Window(reference)), Window(reference)
     some = seen(400)
-    parts[0].add(some[:150])
-    parts[1].add(some[150:])
-    whole.add(some)
+    parts[0].add(values_of(some[:150]))
+    parts[1].add(values_of(some[150:]))
+    whole.add(values_of(some))
     assert (parts[0] + parts[1]).psi() == whole.psi()
 
 
 def test_a_bundle_without_statistics_has_no_drift() -> None:
     window = Window(Reference({}, LABELS))
-    window.add(seen(100))
+    window.add(values_of(seen(100)))
     assert window.psi() == {}
 
 
@@ -153,3 +160,33 @@ def test_the_metric_follows_the_last_texts_and_forgets_those_before(
     assert now(seen(200, longer=20)) == 0  # too few to say
     assert now(seen(100, longer=20)) > LARGE
     assert now(seen(1000)) < LARGE
+
+
+def test_a_model_that_maps_each_label_to_a_point_sees_no_drift_in_like_texts_and_some_in_others() -> None:
+    rng = np.random.default_rng(0)
+    points = np.array([[3.0, 0.0], [-3.5, 0.0]], dtype=np.float32)
+
+    def embedded(n: int, noise: float) -> np.ndarray:
+        return (points[rng.integers(2, size=n)] + rng.normal(0, noise, (n, 2))).astype(np.float32)
+
+    center = embedded(2000, 0.001).mean(axis=0).tolist()
+    statistics = distance_statistics(distances(embedded(2000, 0.001), center))
+    reference = Reference({"n": 2000, "embedding_center": center, "distance": statistics}, LABELS)
+    like, between = Window(reference), Window(reference)
+    like.add({"distance": distances(embedded(300, 0.003), center)})
+    between.add({"distance": distances((embedded(300, 0.003) / 2).astype(np.float32), center)})
+    assert like.psi()["distance"] < 0.05
+    assert between.psi()["distance"] > 1
+
+
+def test_a_model_knows_texts_of_other_words_by_their_embeddings(bundle_folder: Path) -> None:
+    bundle = load_bundle(bundle_folder)
+    predictor = Predictor(bundle, torch.device("cpu"))
+
+    def far(texts: list[str]) -> float:
+        window = Window(Reference(bundle.reference, bundle.labels))
+        window.add({"distance": predictor.distances(bundle.tokenizer.encode(texts, bundle.max_tokens))})
+        return window.psi()["distance"]
+
+    assert far([str(row["text"]) for row in rows(300, seed=7)]) < LARGE
+    assert far([f"dog {i} town" for i in range(300)]) > LARGE

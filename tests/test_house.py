@@ -19,6 +19,7 @@ MAY_IMPORT = {
         "safetensors",
         "numpy",
         "huggingface_hub",
+        "fsspec",
         "pyarrow",
     },  # Parquet: where it is there
     "training": {

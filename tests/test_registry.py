@@ -145,7 +145,9 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_what_is_no_registry_is_refused(model: RegisteredModel, versions: list[str], tmp_path: Path) -> None:
-    with pytest.raises(LocationError, match="only an entry of a registry is read, URL/NAME@ALIAS, not: s3://bucket/mood"):
+    with pytest.raises(
+        LocationError, match="only an entry of a registry is read, URL/NAME@ALIAS, not: s3://bucket/mood"
+    ):
         parse_location("s3://bucket/mood")
     with pytest.raises(LocationError, match="no model other in .*registry, it has: mood$"):
         local_folder(parse_location(f"{model.registry}/other@production"))

@@ -9,7 +9,8 @@ import pytest
 from samples import rows
 from test_following import Live, counted, live, model  # noqa: F401  (a fixture)
 
-from service import metrics
+from model.drift import LARGE
+from service import distances, metrics
 from service.errors import Overloaded
 from service.trials import ENOUGH, Trial, share_of, why_to_end
 
@@ -56,6 +57,26 @@ def test_in_the_shadow_a_candidate_reads_what_production_answers_and_is_not_seen
     assert info["candidate"]["version"] == candidate
     assert info["candidate"]["answered"] == info["candidate"]["agreement"] * 128 == 128
     assert counted(metrics.CANDIDATE_TEXTS, "mood", "agreed") == agreed + 128
+
+
+def test_texts_of_other_words_are_seen_to_lie_far_off_while_they_are_answered(
+    model: RegisteredModel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distances, "SHARE", 0.5)
+    monkeypatch.setattr(metrics, "DISTANCES", 64)
+
+    async def psi(texts: list[str]) -> float:
+        async with live(model) as served:
+            for i in range(12):
+                await ask(served, f"r{i}", texts)
+                await asyncio.gather(
+                    *[one._distances._reading for one in served.service.models if one._distances._reading]
+                )
+            return float(metrics.DRIFT.labels("mood", "distance")._value.get())
+
+    assert asyncio.run(psi(SOME)) < LARGE
+    assert asyncio.run(psi([f"dog {i} town" for i in range(32)])) > LARGE
 
 
 def test_a_canary_answers_its_share_and_always_the_same_requests(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.bundle import WEIGHT_TYPES, save_bundle
-from model.forward import forward_rows
+from model.drift import distance_statistics, distances
+from model.forward import Forward, forward_rows
 from model.manifest import Manifest, now
 from model.scores import SINGLE, judge
 from training.answers import Answers
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.train import Run
+
+
+EMBEDDED = 2000  # rows of dev, about, whose embeddings are looked at
 
 
 def finish(
@@ -91,7 +95,10 @@ def answer_held_out(run: Run, held_out: dict[str, Dataset]) -> tuple[dict[str, A
     judged = {name: judge(logits[name], run.problem_type, calibration) for name in held_out}
     unknown = run.tokenizer.unknown_id
     has_unknown = [unknown in row.ids for row in rows["dev"]]
-    reference = reference_statistics(run.labels, judged["dev"].scores, [row.tokens for row in rows["dev"]], has_unknown)
+    some = rows["dev"][:: max(1, len(rows["dev"]) // EMBEDDED)]
+    embeddings = Forward(run.classifier.eval()).embed(some)
+    lengths = [row.tokens for row in rows["dev"]]
+    reference = reference_statistics(run.labels, judged["dev"].scores, lengths, has_unknown, embeddings)
     for name in held_out:
         warn_of_one_answer(name, judged[name].scores, run)
     crossed = cross_judge(logits["dev"], truth["dev"], *promised)
@@ -122,12 +129,14 @@ def warn_of_one_answer(name: str, scores: Array, run: Run) -> None:
 
 
 def reference_statistics(
-    labels: Sequence[str], scores: Array, lengths: Sequence[int], has_unknown: Sequence[bool]
+    labels: Sequence[str], scores: Array, lengths: Sequence[int], has_unknown: Sequence[bool], embeddings: Array
 ) -> dict[str, Any]:
     """What answers look like on data like the training data; drift is measured against it (model/drift.py).
 
-    scores (N, C), lengths (N,) in tokens, has_unknown (N,) where a token is not in the vocabulary.
+    scores (N, C), lengths (N,) in tokens, has_unknown (N,) where a token is not in the vocabulary, embeddings (M, D)
+    of some of the texts.
     """
+    center = [float(f"{value:.4g}") for value in embeddings.mean(axis=0)]
     deciles = np.linspace(0, 1, 11)
     share = np.bincount(scores.argmax(1), minlength=len(labels)) / len(scores)
     return {
@@ -136,4 +145,6 @@ def reference_statistics(
         "confidence_deciles": np.quantile(scores.max(1), deciles).tolist(),
         "tokens_deciles": np.quantile(lengths, deciles).tolist(),
         "unknown_share": float(np.mean(has_unknown)),
+        "embedding_center": center,
+        "distance": distance_statistics(distances(embeddings, center)),
     }
