@@ -63,7 +63,7 @@ def promoted(trials: int, rows: int, newest: int, differing: float, better: floa
     count = 0
     for _ in range(trials):
         new = pair(rng, newest, differing, better) if newest else None
-        count += decide(pair(rng, rows, differing, better), new, (0.02, 0.02), SAME, Bounds()).promoted
+        count += decide(pair(rng, rows, differing, better), new, (0.02, 0.02, 0.0), SAME, Bounds()).promoted
     return count
 
 

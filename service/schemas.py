@@ -361,6 +361,8 @@ class CandidateInfo(BaseModel):
     answered: Annotated[int, Field(description="Texts that it has answered, seen or unseen, in this replica.")]
     failed: Annotated[int, Field(description="Of these.")]
     agreement: Annotated[float | None, Field(description="Share on which it says what production says.")]
+    score_shift: Annotated[float | None, Field(description="How far it moves the score of production's label, mean.")]
+    added_ms: Annotated[float | None, Field(description="Passes of a request that it reads unseen, mean.")]
     ended: Annotated[str | None, Field(description="Why it answers nothing any more; null while it is tried.")]
 
 

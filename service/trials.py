@@ -20,6 +20,7 @@ from model.scores import MULTI
 from service import metrics
 from service.answering import answer
 from service.errors import Failed, ServiceError, where
+from service.models import let_go
 from service.schemas import CandidateInfo
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Trial:
     failed: int = 0
     compared: int = 0
     agreed: int = 0
+    shift: float = 0.0  # of the score of production's label, added up over what was compared
+    read: int = 0  # requests that it has read in the shadow
+    read_s: float = 0.0  # what their passes took
     ended: str | None = None  # why it answers nothing any more
 
     @property
@@ -105,6 +109,8 @@ class Trials:
             answered=trial.answered,
             failed=trial.failed,
             agreement=trial.agreement,
+            score_shift=trial.shift / trial.compared if trial.compared else None,
+            added_ms=1000 * trial.read_s / trial.read if trial.read else None,
             ended=trial.ended,
         )
 
@@ -127,7 +133,7 @@ class Trials:
     def end(self, name: str) -> None:
         """Let a candidate go, if there is one."""
         if model := self.take(name):
-            self._keep(asyncio.create_task(_let_go(model)))
+            self._keep(asyncio.create_task(let_go(model)))
 
     def take(self, name: str, version: str | None = None) -> ServedModel | None:
         """The candidate of a model, of a version if one is given, which is on trial no more: promoted, or let go."""
@@ -189,6 +195,7 @@ class Trials:
         metrics.CANDIDATE_SECONDS.labels(other.name).observe(read.forward_s)
         before, after = (read.answers, answers) if is_canary else (answers, read.answers)
         if not is_canary:
+            trial.read, trial.read_s = trial.read + 1, trial.read_s + read.forward_s
             self._count(trial, after)
         for one, two in zip(before, after, strict=True):
             if not isinstance(one.result, ServiceError) and not isinstance(two.result, ServiceError):
@@ -204,9 +211,9 @@ class Trials:
         metrics.CANDIDATE_TEXTS.labels(trial.model.name, "agreed" if is_same else "disagreed").inc()
         best = max(before.scores)
         label = production.labels[before.scores.index(best)]
-        if label in candidate.labels:
-            shift = abs(after.scores[candidate.labels.index(label)] - best)
-            metrics.CANDIDATE_SHIFT.labels(trial.model.name).observe(shift)
+        score = after.scores[candidate.labels.index(label)] if label in candidate.labels else 0.0
+        trial.shift += abs(score - best)
+        metrics.CANDIDATE_SHIFT.labels(trial.model.name).observe(abs(score - best))
 
     def _count(self, trial: Trial, answers: Sequence[TextAnswer]) -> None:
         """Count what the candidate read in the shadow."""
@@ -240,8 +247,3 @@ def said(bundle: Described, result: Scored) -> list[str]:
     if bundle.problem_type == MULTI and result.in_set is not None:
         return [label for label, is_in in zip(bundle.labels, result.in_set, strict=True) if is_in]
     return [bundle.labels[result.scores.index(max(result.scores))]]
-
-
-async def _let_go(model: ServedModel) -> None:
-    await model.drain()
-    model.close()

@@ -16,7 +16,7 @@ from training.gate import Bounds, Cost, Decision, decide
 if TYPE_CHECKING:
     from training.answers import Answers
 
-CALIBRATED = (0.02, 0.02)
+CALIBRATED = (0.02, 0.02, 0.0)
 
 
 def rng() -> np.random.Generator:
@@ -81,12 +81,14 @@ def test_a_slice_that_gets_worse_keeps_a_candidate_out() -> None:
 @pytest.mark.parametrize(
     ("ece", "cost", "reason"),
     [
-        ((0.01, 0.05), SAME, "calibration error is worse than its bound, at most 0.03: 0.01 to 0.05"),
+        ((0.01, 0.05, 0.0), SAME, "calibration error is worse than its bound, at most 0.03: 0.01 to 0.05"),
         (CALIBRATED, (Cost(bytes=100, text_ms=1), Cost(bytes=200, text_ms=1)), "bytes is worse than its bound"),
         (CALIBRATED, (Cost(bytes=1, text_ms=4), Cost(bytes=1, text_ms=9)), "ms of a text is worse than its bound"),
     ],
 )
-def test_what_a_candidate_costs_keeps_it_out(ece: tuple[float, float], cost: tuple[Cost, Cost], reason: str) -> None:
+def test_what_a_candidate_costs_keeps_it_out(
+    ece: tuple[float, float, float], cost: tuple[Cost, Cost], reason: str
+) -> None:
     decision = decide(pair(rng(), 2000, 0.1, 0.06), None, ece, cost, Bounds())
     assert not decision.promoted
     assert reason in decision.why

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +18,7 @@ import torch
 from samples import TINY, rows, sentence
 
 from model.bundle import load_bundle
-from model.registry import registered
+from model.registry import registered, registry_of
 from service.cli import main
 from service.predict import predict_texts
 from service.predictor import Predictor
@@ -27,7 +30,7 @@ from training.retrain import Plan, RetrainError, retrain
 from training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from model.registry import RegisteredModel
@@ -221,6 +224,87 @@ def test_the_command_exits_with_0_where_it_promotes_and_with_3_where_not(
     assert main([*command, "--new", str(new)]) == 3
     assert main([*command, "--gate", "level=2"]) == 2
     assert "level is not in (0, 1): 2" in capsys.readouterr().err
+
+
+def test_few_new_rows_wait_for_more_unless_the_texts_have_drifted(
+    model: RegisteredModel,
+    films: tuple[Path, Path],
+    learn: Callable[..., Outcome],
+    write_jsonl: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = learn(foods(60), dataclasses.replace(PLAN, least_new=500))
+    assert (few.promoted, few.candidate) == (False, None)
+    assert few.why == "new rows wait until they are 500, there are: 60"
+    command = ["retrain", "--registry", str(model.registry), "--name", "mood", "--gate=ece_margin=0.1"]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    more = ["--new", str(write_jsonl(foods(400, seed=1), "more")), "--least-new", "5000"]
+    with saying(
+        'heed_drift_psi{model="other",signal="label"} 3.0\nheed_drift_psi{model="mood",signal="label"} 0.1'
+    ) as url:
+        assert main([*command, *more, "--metrics", url]) == 3
+    assert "new rows wait until they are 5,000" in capsys.readouterr().out
+    with saying('heed_drift_psi{model="mood",signal="distance"} 0.9\n') as url:
+        assert main([*command, "--least-new", "5000", "--metrics", url]) == 0
+    assert "the texts of now have drifted: distance 0.90" in capsys.readouterr().err
+    assert main([*command, "--metrics", "http://127.0.0.1:9/metrics"]) == 2
+    assert "the metrics of the service cannot be read" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def saying(text: str) -> Iterator[str]:
+    """The URL of a server that answers with a text."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_candidate_that_is_proposed_waits_to_be_promoted_by_hand(
+    model: RegisteredModel, learn: Callable[..., Outcome]
+) -> None:
+    before = model.aliases()["production"]
+    outcome = learn(foods(500), dataclasses.replace(PLAN, propose=True))
+    assert outcome.promoted, outcome.why
+    assert model.aliases() == {"production": before, "candidate": outcome.candidate}
+    assert learn(foods(500)).why == "no label is new"
+
+
+def test_a_retraining_in_an_object_store_goes_on_on_another_machine(
+    films: tuple[Path, Path], write_jsonl: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model_on(machine: str) -> RegisteredModel:
+        monkeypatch.setenv("HEED_CACHE", str(tmp_path / machine))
+        return registered(registry_of(f"memory://models/{tmp_path.name}"), "mood")
+
+    here = model_on("here")
+    before = here.promote(here.add(films[1]))["production"]
+    new, more = (read_dataset(write_jsonl(foods(300, seed), f"new{seed}")) for seed in (1, 2))
+    first = retrain(here, [new], PLAN, base=read_dataset(films[0]), device=CPU)
+    assert first.promoted, first.why
+    there = model_on("there")
+    assert there.aliases() == {"production": first.candidate, "previous": before}
+    assert retrain(there, [new], PLAN, device=CPU).why == "no label is new"
+    second = retrain(there, [more], PLAN, device=CPU)
+    assert second.decision is not None
+    here = model_on("here")
+    here.pull()
+    assert Archive(here.folder / "data").history().batches[-1].rows > 200
+    assert (here.folder / "decisions" / str(second.candidate) / "decision.md").exists()
+    assert not Archive(here.folder / "data").history().newest
 
 
 @pytest.mark.slow

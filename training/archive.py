@@ -5,10 +5,11 @@
 
 Each line of the log has the version of the data after it, the hash of the line and of the version before: it names all
 rows up to there, and a line that was changed is found. The hold-out is chosen once, and no later line changes it. Its
-rows are those that `heed train` held out by hash (place() in training/data.py, below DEV_SHARE), so production was not
-trained on them. Of a later batch these and as many more are the newest labels, which are measured on first and trained
-on once the batch is decided on. Places from DEV_SHARE to twice that are dev. Used by training/retrain.py, one process
-at a time.
+rows are of those that `heed train` held out by hash (place() in training/data.py, below DEV_SHARE), so production was
+not trained on them. Three tenths of those are dev instead: a candidate that starts from production remembers what that
+was trained on, and calibrated there it would be far too sure. Of a later batch places below DEV_SHARE and from twice to
+three times that are the newest labels, which are measured on first and trained on once the batch is decided on, and
+those between are dev. Used by training/retrain.py, one process at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from training.intake import Intake
 
 NEWEST_UP_TO = 3 * DEV_SHARE  # places that are newest labels, but those of dev: a fifth of a batch
-MOST_HELD_OUT = 5000  # rows of the hold-out: more cost time and show little more
+MOST_HELD_OUT = 5000  # rows of the hold-out, and of dev: more cost time and show little more
+HOLD_OUT_SHARE = 0.7  # of the rows that production was not trained on; the others are dev
 NO_VALUE = "(none)"  # of a slice that a row does not have
+DEV = -1  # in place of a batch's number: rows that are dev for good
 DIGITS = 16  # of a hash that names rows or a version
 
 
@@ -58,6 +61,7 @@ class History:
 
     version: str = ""
     hold_out: str = ""  # name of its rows
+    dev: str = ""  # of rows that production was not trained on either
     problem_type: ProblemType = SINGLE
     slices: tuple[str, ...] = ()
     batches: list[Batch] = field(default_factory=list)
@@ -109,15 +113,17 @@ class Archive:
 
         Raises DataError where nothing would be left to train or to measure on.
         """
-        held = hold_out.examples if hold_out else chosen(base.examples)
-        exact = {normal(example.text) for example in held}
-        nearly = {row for row, _, _ in near([example.text for example in held], base.texts)}
-        rest = [e for i, e in enumerate(base.examples) if i not in nearly and normal(e.text) not in exact]
-        if not held or not rest:
+        unseen = hold_out.examples if hold_out else [e for e in base.examples if place(e.text) < DEV_SHARE]
+        held, dev = chosen(unseen)
+        dev = without_copies(dev, held)
+        of_dev = {normal(e.text) for e in dev}
+        rest = [e for e in without_copies(base.examples, held) if normal(e.text) not in of_dev]
+        if not (held and dev and rest):
             raise DataError(f"{base.name}: too few rows to hold some out: {len(base.examples)}")
         self._append(
             kind="begin",
             hold_out=self._store(held, hold_out or base, base.slices),
+            dev=self._store(dev, hold_out or base, base.slices),
             problem_type=base.problem_type,
             slices=list(base.slices),
             **_batch_fields(self._store(rest, base, base.slices), rest, labels, [base]),
@@ -146,7 +152,7 @@ class Archive:
         A newest row that is nearly one of the others shows nothing: it is trained on like those.
         """
         newest = {batch.number for batch in history.newest}
-        last: dict[str, tuple[int, Example]] = {}
+        last = {normal(e.text): (DEV, e) for e in self._rows(history.dev, history)}
         for batch in history.batches:
             if batch.number not in history.refused:
                 last |= {normal(e.text): (batch.number, e) for e in self._rows(batch.name, history)}
@@ -155,7 +161,7 @@ class Archive:
         new: list[Example] = []
         for number, example in last.values():
             at = place(example.text)
-            is_dev = DEV_SHARE <= at < 2 * DEV_SHARE
+            is_dev = number == DEV or (number > 0 and DEV_SHARE <= at < 2 * DEV_SHARE)
             (dev if is_dev else new if number in newest and at < NEWEST_UP_TO else train).append(example)
         nearly = {row for row, _, _ in near([e.text for e in [*train, *dev]], [e.text for e in new])}
         train += [example for i, example in enumerate(new) if i in nearly]
@@ -180,7 +186,7 @@ class Archive:
 
     def known(self, history: History) -> dict[str, tuple[str, ...]]:
         """The labels of every text that is learned from, by normal(text)."""
-        kept = [batch.name for batch in history.batches if batch.number not in history.refused]
+        kept = [history.dev, *(batch.name for batch in history.batches if batch.number not in history.refused)]
         return {normal(e.text): e.labels for name in kept for e in self._rows(name, history)}
 
     def refused(self, history: History) -> set[tuple[str, tuple[str, ...]]]:
@@ -239,7 +245,7 @@ def _after(before: History, entry: dict[str, Any], version: str) -> History:
     batch = Batch(number=len(before.batches), **given)
     fields["batches"] = [*before.batches, batch]
     if entry["kind"] == "begin":
-        fields |= {name: entry[name] for name in ("hold_out", "problem_type")}
+        fields |= {name: entry[name] for name in ("hold_out", "dev", "problem_type")}
         fields |= {"slices": tuple(entry["slices"]), "decided": frozenset({batch.number})}
     return History(**fields)
 
@@ -251,10 +257,19 @@ def _batch_fields(
     return {"name": name, "rows": len(rows), "labels": list(labels), "sources": files}
 
 
-def chosen(examples: Sequence[Example]) -> list[Example]:
-    """The hold-out: of the rows that heed train held out by hash those of the lowest hashes."""
-    inside = sorted((e for e in examples if place(e.text) < DEV_SHARE), key=lambda e: place(e.text))
-    return inside[:MOST_HELD_OUT]
+def chosen(unseen: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """The hold-out and dev, of rows that production was not trained on, by their hashes."""
+    in_order = sorted(unseen, key=lambda e: place(e.text))
+    held = [e for e in in_order if place(e.text) / DEV_SHARE % 1 < HOLD_OUT_SHARE]
+    dev = [e for e in in_order if place(e.text) / DEV_SHARE % 1 >= HOLD_OUT_SHARE]
+    return held[:MOST_HELD_OUT], dev[:MOST_HELD_OUT]
+
+
+def without_copies(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """Those that are no copy of the others, and nearly none."""
+    exact = {normal(example.text) for example in others}
+    nearly = {row for row, _, _ in near([example.text for example in others], [e.text for e in examples])}
+    return [e for i, e in enumerate(examples) if i not in nearly and normal(e.text) not in exact]
 
 
 def _fields(row: Example, like: Dataset, slices: Sequence[str]) -> dict[str, Any]:

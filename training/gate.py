@@ -38,7 +38,7 @@ class Bounds:
     margin: float = 0.02  # of accuracy (multi-label: macro-F1) on the hold-out, where the newest labels gain
     label_margin: float = 0.05  # of a label's F1, beyond what chance explains
     slice_margin: float = 0.05  # of a slice's accuracy, beyond what chance explains
-    ece_margin: float = 0.02  # of calibration error on the hold-out
+    ece_margin: float = 0.02  # of calibration error on the hold-out, beyond what chance explains
     size_ratio: float = 1.25  # of bytes to production's
     time_ratio: float = 1.25  # of a text's time to production's
 
@@ -104,13 +104,16 @@ class Cost:
 def decide(
     hold_out: tuple[Answers, Answers],
     newest: tuple[Answers, Answers] | None,
-    ece: tuple[float, float],
+    ece: tuple[float, float, float],
     cost: tuple[Cost, Cost],
     bounds: Bounds,
+    outside: tuple[Mask, Mask] | None = None,
 ) -> Decision:
-    """Of each pair the first is production's, the second the candidate's; `ece` is on the hold-out.
+    """Of each pair the first is production's, the second the candidate's; `ece` is both calibration errors on the
+    hold-out, and the standard error of their difference.
 
-    newest is None where no new label is held out: then only the hold-out counts, at the whole level.
+    newest is None where no new label is held out: then only the hold-out counts, at the whole level. `outside` is where
+    each abstained, of rows of the hold-out that are of no class (M,).
     """
     ways = 1 if newest is None else 2
     on_hold_out = gain(*hold_out, bounds.level)
@@ -119,9 +122,11 @@ def decide(
     if newest is not None:  # a label that is newer than the hold-out is only there
         of_newest = [*label_checks(*newest, bounds), *slice_checks(*newest, bounds)]
         answered += [replace(check, name=f"{check.name} on the newest labels") for check in of_newest]
+    if outside is not None:
+        answered.append(_check_share("abstained on what is of no class", *outside, bounds.slice_margin, bounds.level))
     checks = [
         *answered,
-        _within("calibration error", *ece, ece[0] + bounds.ece_margin),
+        _within("calibration error", *ece[:2], ece[0] + bounds.ece_margin + float(norm.isf(bounds.level)) * ece[2]),
         _within("bytes", cost[0].bytes, cost[1].bytes, cost[0].bytes * bounds.size_ratio),
         _within("ms of a text", cost[0].text_ms, cost[1].text_ms, cost[0].text_ms * bounds.time_ratio),
     ]
@@ -200,14 +205,11 @@ def label_checks(production: Answers, candidate: Answers, bounds: Bounds) -> lis
 def slice_checks(production: Answers, candidate: Answers, bounds: Bounds) -> list[Check]:
     """The same of the accuracy of each value of the columns that the rows are sliced by."""
     groups = sliced(production)
-    z = float(norm.isf(bounds.level / max(len(groups), 1)))
-    checks = []
-    for name, rows in groups.items():
-        before, after = production.right[rows], candidate.right[rows]
-        error = paired_error(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
-        allowed = bounds.slice_margin + z * error
-        checks.append(_check_fall(f"accuracy of {name}", float(before.mean()), float(after.mean()), allowed))
-    return checks
+    level = bounds.level / max(len(groups), 1)
+    return [
+        _check_share(f"accuracy of {name}", production.right[rows], candidate.right[rows], bounds.slice_margin, level)
+        for name, rows in groups.items()
+    ]
 
 
 def sliced(answers: Answers) -> dict[str, Mask]:
@@ -249,6 +251,13 @@ def changes(production: Answers, candidate: Answers, *, swap: bool = False) -> N
 
 def _chunks(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _check_share(name: str, before: Mask, after: Mask, margin: float, level: float) -> Check:
+    """A share of rows (N,) that may fall by the margin, and by what chance explains."""
+    error = paired_error(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
+    allowed = margin + float(norm.isf(level)) * error
+    return _check_fall(name, float(before.mean()), float(after.mean()), allowed)
 
 
 def _check_fall(name: str, before: float, after: float, allowed: float) -> Check:

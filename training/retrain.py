@@ -1,9 +1,9 @@
 """New labels -> a candidate -> production, or not: the loop that runs without anybody watching. `heed retrain`.
 
 Read in order: what is new is looked at (intake.py) and kept (archive.py), a candidate learns from old and new rows
-(train.py), both models answer the frozen hold-out and the newest labels, the gate decides (gate.py), the decision is
-written down (decision.py), the alias moves (model/registry.py). Killed anywhere, the next run goes on from there: each
-step finds what the one before left, and production changes last but one.
+(train.py), both models answer the frozen hold-out and the newest labels (side_by_side.py), the gate decides (gate.py),
+the decision is written down (decision.py), the alias moves (model/registry.py). Killed anywhere, the next run goes on
+from there: each step finds what the one before left, and production changes last but one.
 """
 
 from __future__ import annotations
@@ -14,26 +14,19 @@ import fcntl
 import hashlib
 import json
 import shutil
-import statistics
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from model.bundle import load_bundle
 from model.disk import write
-from model.forward import forward_rows
-from model.scores import Judged, judge
-from training.answers import Answers
 from training.archive import DIGITS, Archive
 from training.checkpoint import has_checkpoint
 from training.data import BY_HASH, set_aside, targets
 from training.decision import Record, flips, record_files
-from training.evaluate import check_problem, read
-from training.gate import Bounds, Cost, decide
+from training.evaluate import check_problem
+from training.gate import Bounds, decide
 from training.intake import take_in
-from training.reliability import expected_calibration_error, predictions
+from training.side_by_side import abstained_of, calibration_of, costs, has_classes, outside_label, pair_of
 from training.train import train
 
 if TYPE_CHECKING:
@@ -44,15 +37,11 @@ if TYPE_CHECKING:
 
     from model.bundle import Bundle
     from model.registry import RegisteredModel
-    from model.tokens import Text
     from training.archive import History, Parts
     from training.build import TrainConfig
     from training.data import Dataset
     from training.gate import Decision
     from training.intake import Intake
-
-TIMED_TEXTS, TIMED_ROUNDS = 32, 5  # to measure what a text takes
-PAD_LOGIT = -30.0  # of a label that a model does not have: its score is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +53,8 @@ class Plan:
     init: Path | None = None  # encoder that the candidate starts from; None: the bundle in production
     allow_new_labels: bool = False
     again: bool = False  # take in what was refused or is doubted
+    least_new: int = 1  # new rows that are worth a training; fewer wait for more
+    propose: bool = False  # what passes the gate becomes the candidate, to be tried on live texts, not production
     most_doubted: float = 0.25  # share of new labels that a linear model may contradict
 
 
@@ -111,6 +102,10 @@ def retrain(
             return Outcome(promoted=True, why=settled, candidate=production.version, intake=taken)
         if not history.newest:
             return Outcome(promoted=False, why="no label is new", intake=taken)
+        waiting = sum(batch.rows for batch in history.newest)
+        if waiting < plan.least_new:
+            why = f"new rows wait until they are {plan.least_new:,}, there are: {waiting:,}"
+            return Outcome(promoted=False, why=why, intake=taken)
         noisy = [batch for batch in history.newest if (batch.doubted or 0) > plan.most_doubted]
         if noisy and not plan.again:
             doubted = max(batch.doubted or 0 for batch in noisy)
@@ -217,7 +212,9 @@ def from_rows(
     for name, text in record_files(record).items():
         write(model.folder / "decisions" / version / name, text)
     model.push()
-    if decision.promoted:
+    if decision.promoted and plan.propose:
+        model.propose(version)
+    elif decision.promoted:
         model.promote(version, instead_of=production.version)
     refused = decision.harmed and not decision.promoted
     archive.decide(history.newest, candidate=version, promoted=decision.promoted, refused=refused, why=decision.why)
@@ -239,11 +236,6 @@ def was_promoted(model: RegisteredModel, version: str, history: History) -> bool
         return False
     record = json.loads(file.read_text(encoding="utf-8"))
     return bool(record["data"] == history.version and record["decision"]["promoted"])
-
-
-def outside_label(bundle: Bundle) -> str | None:
-    """The label of rows that are no class of it."""
-    return bundle.manifest.out_of_scope_label if bundle.manifest else None
 
 
 def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
@@ -305,8 +297,9 @@ def compare(
     both = production, candidate
     hold_out = pair_of(both, parts.hold_out, history.labels)
     newest = pair_of(both, parts.newest, history.labels) if parts.newest and has_classes(parts.newest, both) else None
-    cost = costs(both, folders, parts.hold_out.texts[:TIMED_TEXTS])
-    decision = decide(hold_out, newest, (ece(hold_out[0]), ece(hold_out[1])), cost, plan.bounds)
+    cost = costs(both, folders, parts.hold_out.texts)
+    outside = abstained_of(both, set_aside(parts.hold_out, outside_label(production)).outside)
+    decision = decide(hold_out, newest, calibration_of(hold_out), cost, plan.bounds, outside)
     record = Record(
         model=candidate.name,
         production=production.version,
@@ -321,59 +314,6 @@ def compare(
         command=command,
     )
     return decision, record
-
-
-def pair_of(bundles: tuple[Bundle, Bundle], dataset: Dataset, labels: Sequence[str]) -> tuple[Answers, Answers]:
-    """What both say, in the same order of labels."""
-    return answers_of(bundles[0], dataset, labels), answers_of(bundles[1], dataset, labels)
-
-
-def has_classes(dataset: Dataset, bundles: tuple[Bundle, Bundle]) -> bool:
-    """Whether a row is of a class, and not all of none."""
-    return any(example.labels != (outside_label(bundles[0]),) for example in dataset.examples)
-
-
-def answers_of(bundle: Bundle, dataset: Dataset, labels: Sequence[str]) -> Answers:
-    """What a bundle says of rows with any of these labels; one that it does not have it never gives."""
-    dataset = set_aside(dataset, outside_label(bundle))
-    logits, tokens = read(bundle, dataset.texts, None)
-    judged = judge(logits, bundle.problem_type, bundle.calibration)
-    order = [bundle.labels.index(label) if label in bundle.labels else -1 for label in labels]
-    is_known = np.array(order) >= 0
-
-    def in_order(values: Any, missing: Any) -> Any:
-        return np.where(is_known, values[:, order], missing)
-
-    sets = None if judged.sets is None else in_order(judged.sets, missing=False)
-    return Answers(
-        dataset=dataset,
-        labels=labels,
-        logits=in_order(logits, PAD_LOGIT),
-        judged=Judged(in_order(judged.scores, 0.0), sets, judged.abstained),
-        truth=targets(dataset, labels),
-        tokens=tokens,
-        calibration=bundle.calibration,
-        outside=logits[:0],
-    )
-
-
-def ece(answers: Answers) -> float:
-    """Calibration error."""
-    return expected_calibration_error(*predictions(answers.scores, answers.truth))
-
-
-def costs(bundles: tuple[Bundle, Bundle], folders: tuple[Path, Path], texts: Sequence[Text]) -> tuple[Cost, Cost]:
-    """Bytes of the weights, and the median time of a text alone, measured in turns: the machine may be busy."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(TIMED_ROUNDS):
-        for bundle, of_bundle in zip(bundles, times, strict=True):
-            for row in bundle.tokenizer.encode(texts, bundle.max_tokens):
-                begun = time.perf_counter()
-                forward_rows(bundle.classifier, [row])
-                of_bundle.append(time.perf_counter() - begun)
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
-    of_each = [Cost(bytes=n, text_ms=1000 * statistics.median(some)) for n, some in zip(sizes, times, strict=True)]
-    return of_each[0], of_each[1]
 
 
 @contextlib.contextmanager

@@ -1,15 +1,19 @@
-"""`heed retrain`: new labels in, a candidate that is promoted or not; exit 0 promoted, 3 not."""
+"""`heed retrain`: new labels in, a candidate that is promoted or not; exit 0 promoted (or proposed), 3 not."""
 
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
+import re
 import shlex
 import sys
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.device import choose_device
+from model.drift import LARGE
 from model.registry import open_registry, registered
 from training.build import TrainConfig
 from training.commands import add_data_arguments, read_config, read_rows, starting_point
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from training.retrain import Outcome
 
 NOT_PROMOTED = 3
+METRICS_S, MOST_METRICS = 10.0, 16_000_000  # to wait for, and bytes of, what /metrics answers
 
 
 def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +75,23 @@ def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-new-labels", action="store_true", help="take in labels that the model does not have, after its own"
     )
+    parser.add_argument(
+        "--least-new",
+        type=int,
+        default=1,
+        metavar="ROWS",
+        help="new rows that are worth a training; fewer are kept, and wait for more; default: 1",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="URL",
+        help="/metrics of the service: where its texts have drifted, any new row is worth a training",
+    )
+    parser.add_argument(
+        "--propose",
+        action="store_true",
+        help="what passes the gate becomes the candidate, to be tried on live texts first, and not production",
+    )
     parser.add_argument("--again", action="store_true", help="take in rows that were refused before, or are doubted")
     add_data_arguments(parser)
 
@@ -78,6 +100,9 @@ def retrain_command(args: argparse.Namespace) -> int:
     """Retrain a model from its registry."""
     if not 0 < args.most_doubted <= 1:
         raise ValueError(f"--most-doubted is not in (0, 1]: {args.most_doubted}")
+    if args.least_new < 1:
+        raise ValueError(f"--least-new is not at least 1: {args.least_new}")
+    is_urgent = args.metrics is not None and has_drifted(args.metrics, args.name)
     plan = Plan(
         train=read_config(args.config, args.set, TrainConfig),
         bounds=read_config(None, args.gate, Bounds),
@@ -85,6 +110,8 @@ def retrain_command(args: argparse.Namespace) -> int:
         allow_new_labels=args.allow_new_labels,
         again=args.again,
         most_doubted=args.most_doubted,
+        least_new=1 if is_urgent else args.least_new,
+        propose=args.propose,
     )
     new = [dataset for path in args.new if (dataset := read_rows(path, args))]
     outcome = retrain(
@@ -96,7 +123,11 @@ def retrain_command(args: argparse.Namespace) -> int:
         device=choose_device(args.device),
         command=shlex.join(["heed", *sys.argv[1:]]),
     )
-    print(json.dumps(as_json(outcome), ensure_ascii=False) if args.json else in_words(args.name, outcome))
+    print(
+        json.dumps(as_json(outcome), ensure_ascii=False)
+        if args.json
+        else in_words(args.name, outcome, propose=args.propose)
+    )
     return 0 if outcome.promoted else NOT_PROMOTED
 
 
@@ -113,7 +144,26 @@ def as_json(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def in_words(name: str, outcome: Outcome) -> str:
+def has_drifted(url: str, name: str) -> bool:
+    """Whether the texts that a service answers are far from those that the model was measured on, by its metrics.
+
+    Raises ValueError where they cannot be read.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"--metrics is not an http URL: {url}")
+    try:
+        with urllib.request.urlopen(url, timeout=METRICS_S) as answer:  # noqa: S310
+            text = answer.read(MOST_METRICS).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"the metrics of the service cannot be read ({error}): {url}") from None
+    found = re.findall(rf'(?m)^heed_drift_psi{{model="{re.escape(name)}",signal="(\w+)"}} (\S+)$', text)
+    far = [f"{signal} {float(psi):.2f}" for signal, psi in found if float(psi) > LARGE]
+    if far:
+        print(f"heed retrain: the texts of now have drifted: {', '.join(far)}", file=sys.stderr)
+    return bool(far)
+
+
+def in_words(name: str, outcome: Outcome, *, propose: bool) -> str:
     """For a terminal."""
     lines = []
     if outcome.intake:
@@ -121,5 +171,6 @@ def in_words(name: str, outcome: Outcome) -> str:
         lines += [f"{rows:,} not taken in: {reason}" for reason, rows in outcome.intake.reasons().items()]
     if outcome.candidate:
         lines.append(f"candidate {name}@{outcome.candidate}, report {outcome.report}")
-    lines.append(f"{'promoted' if outcome.promoted else 'not promoted'}: {outcome.why}")
+    promoted = "proposed" if propose and outcome.candidate else "promoted"
+    lines.append(f"{promoted if outcome.promoted else 'not promoted'}: {outcome.why}")
     return "\n".join(lines)
