@@ -14,8 +14,8 @@ RUN torch=$(sed -n 's/^torch==//p' constraints.txt) && \
     case "$VARIANT" in cpu) torch="$torch+cpu" ;; cuda) ;; *) echo "VARIANT is cpu or cuda, not: $VARIANT" >&2; exit 2 ;; esac && \
     pip --python /opt/heed/bin/python install -c constraints.txt "torch===$torch"
 # ray[default] is what KubeRay asks for (the agent that its probes call). It adds no package to ray[serve].
-# otel: spans; postgres: the feedback_store of several nodes.
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["otel"], *p["optional-dependencies"]["postgres"], "ray[default]", sep="\n")' > requirements.txt && \
+# otel: spans; postgres: the feedback_store of several nodes; s3: a registry in an object store.
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["otel"], *extras["postgres"], *extras["s3"], "ray[default]", sep="\n")' > requirements.txt && \
     pip --python /opt/heed/bin/python install -c constraints.txt -r requirements.txt
 COPY . .
 RUN pip --python /opt/heed/bin/python install --no-deps .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-from service import grpc_ingress
+from service import grpc_ingress, metrics  # noqa: F401  (metrics are registered)
 from service.grpc_messages import SERVICE, message
 from service.settings import Settings
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 STRICT_CHECK = ROOT.parent / "shared" / "k8s" / "validate_crs.py"
+ALERTS = ROOT / "deploy" / "alerts.yaml"
 MANIFEST = ROOT / "deploy" / "rayservice.yaml"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -144,11 +147,32 @@ def test_the_head_runs_no_replica_and_the_clusters_token_has_a_known_name(spec: 
     assert cluster["authOptions"] == {"mode": "token", "secretName": "heed-ray-token"}
 
 
-def test_the_manifest_is_valid_against_kuberays_definitions() -> None:
+@pytest.mark.parametrize("name", ["rayservice.yaml", "alerts.yaml"])
+def test_the_manifest_is_valid_against_its_definition(name: str) -> None:
     if not STRICT_CHECK.is_file():
-        pytest.skip("no strict checker with KubeRay's definitions beside this checkout")
-    check = subprocess.run([sys.executable, STRICT_CHECK, MANIFEST], capture_output=True, text=True)
+        pytest.skip("no strict checker with the definitions beside this checkout")
+    check = subprocess.run([sys.executable, STRICT_CHECK, MANIFEST.with_name(name)], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_every_metric_that_an_alert_names_is_one_that_the_service_exports() -> None:
+    exported = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    exported |= {f"{metric.name}_total" for metric in REGISTRY.collect() if metric.type == "counter"}
+    exported |= {metric.name for metric in REGISTRY.collect()}
+    named = set(re.findall(r"heed_\w+", " ".join(re.findall(r"(?m)^ +expr: (.*)$", ALERTS.read_text()))))
+    assert len(named) == 3
+    assert named <= exported
+
+
+def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool (Debian: prometheus)")
+    rules = yaml.safe_load(ALERTS.read_text())["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    (tmp_path / "test.yaml").write_text(ALERTS.with_name("alerts_test.yaml").read_text())
+    for command in (["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]):
+        check = subprocess.run(["promtool", *command], capture_output=True, text=True, cwd=tmp_path)
+        assert check.returncode == 0, check.stdout + check.stderr
 
 
 def test_both_stages_of_the_image_start_from_the_pinned_base() -> None:
