@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 LARGE = 0.25
-DIGITS = 2  # that count of a confidence, and of a distance by their median: precisions differ in the third
-DECILES = 11  # the least, nine inner ones, the greatest
+DIGITS = 2  # of a confidence, or of a distance by their median, that count: precisions differ in the third
 MOST_TEXTS = 10**12  # of a reference that is one
 FEW = 0.5  # added to each count, so that an empty one has a logarithm
 
@@ -56,16 +55,24 @@ def distances(embeddings: Array, center: Sequence[float]) -> list[float]:
     return found
 
 
-def distance_statistics(found: Sequence[float]) -> dict[str, Any]:
-    """Where distances lie: edges of bins (B - 1,) in units of their median, and the share of each bin (B,).
+def number_statistics(values: Sequence[float], unit: float = 1.0) -> dict[str, Any]:
+    """Where a signal lies: edges of bins (B - 1,) in a unit, a value at an edge below it; the share of each bin (B,).
 
-    Their deciles would not do: of a model that maps each label to one point they say nothing of what lies between.
+    The edges are the values' deciles; a value that a tenth of the texts have, as a confidence of 1, has a bin of its own.
+    Shares are counted, not a tenth each: of some values there may be none.
     """
-    unit = float(np.median(found)) or 1.0
-    values = np.round(np.array(found) / unit, DIGITS)
-    edges = np.unique(np.quantile(values, np.linspace(0.1, 0.9, 9), method="higher"))
-    counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
-    return {"unit": unit, "edges": edges.tolist(), "shares": (counts / len(values)).tolist()}
+    rounded = np.round(np.array(values) / unit, DIGITS)
+    distinct, times = np.unique(rounded, return_counts=True)
+    below = distinct[times >= len(rounded) / 10] - 10.0**-DIGITS
+    deciles = np.quantile(rounded, np.linspace(0.1, 0.9, 9), method="higher")
+    edges = np.unique(np.round(np.concatenate([deciles, below]), DIGITS))
+    counts = np.bincount(np.searchsorted(edges, rounded), minlength=len(edges) + 1)
+    return {"unit": unit, "edges": edges.tolist(), "shares": (counts / len(rounded)).tolist()}
+
+
+def distance_statistics(found: Sequence[float]) -> dict[str, Any]:
+    """The same of distances, in units of their median."""
+    return number_statistics(found, float(np.median(found)) or 1.0)
 
 
 class Reference:
@@ -79,38 +86,33 @@ class Reference:
         self.n = int(statistics.get("n", 0))
         self.shares: dict[str, Floats] = {}
         self.edges: dict[str, Floats] = {}
+        self.units: dict[str, float] = {}
         if "label_share" in statistics:
             self.shares["label"] = shares_of([statistics["label_share"].get(label, 0.0) for label in labels])
         self.center = [float(value) for value in statistics.get("embedding_center", [])]  # (D,)
         if not np.isfinite(self.center).all():
             raise ValueError("embedding_center is not of finite numbers")
-        self._unit = 1.0  # of distances
-        for signal in ("confidence", "tokens"):
-            if f"{signal}_deciles" in statistics:
-                deciles = [round(float(value), DIGITS) for value in statistics[f"{signal}_deciles"]]
-                if len(deciles) != DECILES or deciles != sorted(deciles) or not np.isfinite(deciles).all():
-                    raise ValueError(f"{signal}_deciles are not {DECILES} numbers that rise")
-                self.edges[signal], self.shares[signal] = bins_of(deciles)
-        if self.center:
-            self._read_distance(**statistics["distance"])
+        for signal in ("confidence", "tokens", *(["distance"] if self.center else [])):
+            if signal in statistics:
+                self._read_number(signal, **statistics[signal])
         if "unknown_share" in statistics:
             share = float(statistics["unknown_share"])
             self.shares["unknown"] = shares_of([1 - share, share])
         if not 0 <= self.n <= MOST_TEXTS:
             raise ValueError(f"n is not a number of texts: {self.n}")
 
-    def _read_distance(self, unit: float, edges: Sequence[float], shares: Sequence[float]) -> None:
-        self._unit, self.edges["distance"], self.shares["distance"] = float(unit), np.array(edges), shares_of(shares)
-        rises = len(edges) and np.isfinite(self.edges["distance"]).all() and (np.diff(self.edges["distance"]) > 0).all()
-        if not (rises and len(shares) == len(edges) + 1 and self._unit > 0):
-            raise ValueError("distance has not one share more than edges, which rise, and a positive unit")
+    def _read_number(self, signal: str, unit: float, edges: Sequence[float], shares: Sequence[float]) -> None:
+        self.units[signal], self.shares[signal] = float(unit), shares_of(shares)
+        self.edges[signal] = found = np.array(edges, dtype=np.float64)
+        rises = len(found) and np.isfinite(found).all() and (np.diff(found) > 0).all()
+        if not (rises and len(shares) == len(edges) + 1 and 0 < self.units[signal] < np.inf):
+            raise ValueError(f"{signal} has not edges that rise, one share more, and a positive unit")
 
     def places(self, signal: str, values: Sequence[float]) -> NDArray[np.int64]:
         """The bins of values (N,)."""
         if signal not in self.edges:
             return np.array(values, np.int64)
-        unit = self._unit if signal == "distance" else 1.0
-        return np.searchsorted(self.edges[signal], np.round(np.array(values) / unit, DIGITS))
+        return np.searchsorted(self.edges[signal], np.round(np.array(values) / self.units[signal], DIGITS))
 
 
 def shares_of(values: Sequence[float]) -> Floats:
@@ -119,22 +121,6 @@ def shares_of(values: Sequence[float]) -> Floats:
     if not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError("a share is not in [0, 1]")
     return shares
-
-
-def bins_of(deciles: Sequence[float]) -> tuple[Floats, Floats]:
-    """Inner edges of bins (B - 1,), a value at an edge below it, and the share of each bin (B,).
-
-    A value that many texts have, as a confidence of 1, has a bin of its own.
-    """
-    values = np.array(deciles)
-    edges = np.unique(values[1:-1])
-    often = edges[np.searchsorted(values, edges, "right") - np.searchsorted(values, edges, "left") > 1]
-    below = np.nextafter(often, -np.inf)
-    edges = np.unique(np.concatenate([edges, below]))
-    last_at = np.searchsorted(values, edges, side="right") - 1
-    up_to = np.where(np.isin(edges, below), np.searchsorted(values, edges), last_at)  # deciles up to each edge
-    bounds = np.concatenate([[0], up_to / (len(deciles) - 1), [1]])
-    return edges, np.diff(bounds)
 
 
 class Window:

@@ -14,7 +14,7 @@ import torch
 from samples import rows
 
 from model.bundle import load_bundle
-from model.drift import LARGE, Reference, Seen, Window, bins_of, distance_statistics, distances, values_of
+from model.drift import LARGE, Reference, Seen, Window, distance_statistics, distances, number_statistics, values_of
 from model.manifest import BundleError
 from service import metrics
 from service.cli import main
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LABELS = ["negative", "positive"]
+CONFIDENCE = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0]  # deciles
 STATISTICS = {
     "n": 2000,
     "label_share": {"negative": 0.5, "positive": 0.5},
-    "confidence_deciles": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0],
-    "tokens_deciles": list(range(3, 36, 3))[:11],
+    "confidence": number_statistics(np.interp(np.linspace(0, 10, 2000), range(11), CONFIDENCE).tolist()),
+    "tokens": number_statistics([round(3 + 30 * i / 1999) for i in range(2000)]),
     "unknown_share": 0.02,
 }
 
@@ -37,12 +38,10 @@ STATISTICS = {
 def seen(n: int, *, positive: float = 0.5, longer: int = 0, unknown: float = 0.02) -> list[Seen]:
     """Texts as STATISTICS has them, but for what is said."""
     rng = random.Random(0)
-    deciles = STATISTICS["confidence_deciles"]
-    assert isinstance(deciles, list)
     return [
         Seen(
             int(rng.random() < positive),
-            float(np.interp(rng.random() * 10, range(11), deciles)),
+            float(np.interp(rng.random() * 10, range(11), CONFIDENCE)),
             round(3 + 30 * rng.random()) + longer,
             rng.random() < unknown,
         )
@@ -69,14 +68,29 @@ def test_the_signal_that_moved_is_the_one_that_says_so(signal: str, change: dict
     assert all(value < 0.02 for value in found.values())
 
 
-def test_a_value_that_many_texts_have_is_a_bin_of_its_own() -> None:
-    edges, shares = bins_of([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0])
-    assert edges.tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0])
-    assert shares.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.0])
+def test_what_is_compared_are_counts_also_where_many_texts_have_one_value() -> None:
+    found = number_statistics([0.5] * 100 + [0.9] * 100 + [1.0] * 800)
+    assert found["edges"] == [0.49, 0.89, 0.9, 0.99, 1.0]
+    assert found["shares"] == [0.0, 0.1, 0.1, 0.0, 0.8, 0.0]
+
+
+def test_a_sure_model_sees_no_drift_in_like_texts() -> None:
+    rng = np.random.default_rng(0)
+
+    def sure(n: int) -> list[float]:
+        return [float(x) for x in 0.981 - 0.3 * rng.random(n) ** 4]  # most between 0.96 and 0.98
+
+    window = Window(Reference({"n": 3000, "confidence": number_statistics(sure(3000))}, LABELS))
+    window.add({"confidence": sure(1000)})
+    assert window.psi()["confidence"] < 0.02
 
 
 def test_a_model_that_was_always_sure_and_no_longer_is_has_drifted() -> None:
-    reference = Reference(STATISTICS | {"confidence_deciles": [0.5] + [1.0] * 10, "tokens_deciles": [7] * 11}, LABELS)
+    reference = Reference(
+        STATISTICS
+        | {"confidence": number_statistics([0.7] * 100 + [1.0] * 900), "tokens": number_statistics([7] * 1000)},
+        LABELS,
+    )
     same, other = Window(reference), Window(reference)
     same.add(values_of([Seen(i % 2, 0.7 if i % 10 == 0 else 1.0, 7, is_unknown=i % 50 == 0) for i in range(1000)]))
     other.add(values_of([Seen(i % 2, 0.6, 9, is_unknown=i % 50 == 0) for i in range(1000)]))
@@ -90,8 +104,9 @@ def test_a_model_that_was_always_sure_and_no_longer_is_has_drifted() -> None:
         {"label_share": {"negative": "x"}},
         {"label_share": {"negative": None}},
         {"label_share": []},
-        {"confidence_deciles": []},
-        {"tokens_deciles": [3, 2] + [4] * 9},
+        {"confidence": []},
+        {"confidence": {"unit": 1, "edges": [], "shares": [1.0]}},
+        {"tokens": {"unit": 1, "edges": [3, 2], "shares": [0.5, 0.5, 0.0]}},
         {"n": 1e999},
         {"n": 10**400},
         {"unknown_share": 7},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.bundle import WEIGHT_TYPES, save_bundle
-from model.drift import distance_statistics, distances
+from model.drift import distance_statistics, distances, number_statistics
 from model.forward import Forward, forward_rows
 from model.manifest import Manifest, now
 from model.scores import SINGLE, judge
@@ -137,13 +137,12 @@ def reference_statistics(
     of some of the texts.
     """
     center = [float(f"{value:.4g}") for value in embeddings.mean(axis=0)]
-    deciles = np.linspace(0, 1, 11)
     share = np.bincount(scores.argmax(1), minlength=len(labels)) / len(scores)
     return {
         "n": len(scores),
         "label_share": dict(zip(labels, share.tolist(), strict=True)),
-        "confidence_deciles": np.quantile(scores.max(1), deciles).tolist(),
-        "tokens_deciles": np.quantile(lengths, deciles).tolist(),
+        "confidence": number_statistics(scores.max(1).tolist()),
+        "tokens": number_statistics(lengths),
         "unknown_share": float(np.mean(has_unknown)),
         "embedding_center": center,
         "distance": distance_statistics(distances(embeddings, center)),
