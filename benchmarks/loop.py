@@ -1,6 +1,6 @@
 """The whole loop, as it runs for months, in minutes: new labels make a better model, bad ones none, nobody waits.
 
-    python benchmarks/loop.py DATA --init minilm --old 6000 --batch 1200 [--candidate base]
+    python benchmarks/loop.py DATA --init minilm --old 20000 --batch 1200 [--candidate base]
 
 A model of film phrases (SST-2) is served from a registry, and asked without a pause until the end. Comments of another
 domain (GoEmotions) are sent to it and labelled through `POST /v1/feedback` in three batches, the second with 40% of
@@ -42,7 +42,7 @@ NAME = "opinions"
 HEED = [sys.executable, "-m", "service"]
 FLIPPED = 0.4  # of the labels of the second batch
 READY_S, SWAP_S, POLL_S = 120.0, 60.0, 1.0
-PAUSE_S = 0.02  # between two requests of the load
+PAUSE_S = 0.1  # between two requests of the load
 OTHER = {"positive": "negative", "negative": "positive"}
 
 
@@ -234,7 +234,7 @@ def main() -> None:
     """Tell the story once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--old", type=int, default=6000, help="phrases that the first model learns from")
+    parser.add_argument("--old", type=int, default=20_000, help="phrases that the first model learns from")
     parser.add_argument("--batch", type=int, default=1200, help="labels of each batch")
     parser.add_argument("--init", default="minilm", help="encoder of the first model")
     parser.add_argument(

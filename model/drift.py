@@ -58,7 +58,7 @@ def distances(embeddings: Array, center: Sequence[float]) -> list[float]:
 def number_statistics(values: Sequence[float], unit: float = 1.0) -> dict[str, Any]:
     """Where a signal lies: edges of bins (B - 1,) in a unit, a value at an edge below it; the share of each bin (B,).
 
-    The edges are the values' deciles; a value that a tenth of the texts have, such as a confidence of 1, has its own bin.
+    The edges are the values' deciles; a value that a tenth of the texts have, as a confidence of 1, has its own bin.
     Shares are counted, not a tenth each: of some values there may be none.
     """
     rounded = np.round(np.array(values) / unit, DIGITS)

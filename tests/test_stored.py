@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from service.cli import main
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from conftest import Serve
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +223,29 @@ def test_a_copy_of_a_version_that_is_gone_goes_with_the_next(
     assert not copy.exists()
     shutil.rmtree(there.cache)
     assert there.mood.bundle("production").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_service_follows_what_is_promoted_in_a_store(
+    machines: list[Machine], serve: Serve, bundle_folder: Path, opposite_folder: Path
+) -> None:
+    here, there = machines
+    first = here.mood.add(bundle_folder)
+    here.mood.promote(first)
+    if here.url.startswith("memory"):
+        pytest.skip("other processes see nothing of it")
+    there.use()
+    server = serve(f"{here.url}/mood@production", "--registry-poll-s", "0.5")
+
+    def version() -> str:
+        answer: str = server.classify(["a good film"]).json()["version"]
+        return answer
+
+    assert version() == first
+    second = here.mood.add(opposite_folder)
+    here.mood.promote(second)
+    until = time.monotonic() + 60
+    while version() != second and time.monotonic() < until:
+        time.sleep(0.2)
+    assert version() == second
