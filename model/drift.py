@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 LARGE = 0.25
+SIGNALS = ("label", "confidence", "tokens", "unknown", "distance")
 DIGITS = 2  # of a confidence, or of a distance by their median, that count: precisions differ in the third
 MOST_TEXTS = 10**12  # of a reference that is one
 FEW = 0.5  # added to each count, so that an empty one has a logarithm

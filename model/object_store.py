@@ -1,8 +1,8 @@
-"""The few things that a registry asks of an object store, of any kind that fsspec knows (s3://, gs://, abfs://, …).
+"""The few things that a registry asks of an object store, opened by fsspec: s3://, memory://, others untested.
 
-An object is written whole or not at all, and no two can create the same one: that is all that writers rely on to take
-turns. Credentials and endpoints are the library's own: for S3 AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on.
-No torch. Used by model/stored.py.
+An object is written whole or not at all, and no two can create the same one (on S3 by If-None-Match): that is all that
+writers rely on to take turns. Credentials and endpoints are the library's own: for S3 AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL and so on. No torch. Used by model/stored.py.
 """
 
 from __future__ import annotations
@@ -11,18 +11,28 @@ import contextlib
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from model.registry import RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 LEASE_S = 30.0  # a writer's turn; it was killed if it has not ended by then
 RETRY_S = 0.2  # between looks at whose turn it is
 EXTRAS = {"s3": "s3"}  # protocol -> the extra of Heed that brings its library
+TAKEN = (409, 412)  # of HTTP: another is creating the object, or has
+WRITTEN = ("LastModified", "created", "updated", "last_modified", "mtime")  # what file systems call the time of writing
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a listing tells of one."""
+
+    bytes: int
+    written: float  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,14 @@ class ObjectStore:
             fs.pipe_file(full, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Make an object; False where there is one already."""
-        try:
-            with self._asked(path) as (fs, full):
+        """Make an object; False where there is one already, or another makes it now."""
+        with self._asked(path) as (fs, full):
+            try:
                 fs.pipe_file(full, data, mode="create")
-        except FileExistsError:
-            return False
+            except Exception as error:
+                if isinstance(error, FileExistsError) or status_of(error) in TAKEN:
+                    return False
+                raise
         return True
 
     def put(self, file: Path, path: str) -> None:
@@ -100,19 +112,24 @@ class ObjectStore:
             return sorted({entry.rstrip("/").rpartition("/")[2] for entry in found} - {""})
         return []
 
-    def files(self, path: str) -> dict[str, int]:
-        """Every object under a path, by its path from there, and its bytes."""
+    def files(self, path: str) -> dict[str, Object]:
+        """Every object under a path, by its path from there, which leads nowhere else."""
         with self._asked(path) as (fs, full):
             found = fs.find(full, detail=True)
-            root = full.lstrip("/")
-            return {name.lstrip("/").removeprefix(f"{root}/"): int(info["size"]) for name, info in found.items()}
+        root = full.lstrip("/")
+        objects = {
+            name.lstrip("/").removeprefix(f"{root}/"): Object(int(info["size"]), written_at(info))
+            for name, info in found.items()
+        }
+        for name in objects:
+            if {"", ".", ".."} & set(name.split("/")):  # as a path it may be any file of this machine
+                raise RegistryError(f"the store has an object whose name is no path: {self.url}/{path}/{name}")
+        return objects
 
-    def modified(self, path: str) -> datetime | None:
-        """When an object was written, None where there is none."""
-        with contextlib.suppress(FileNotFoundError), self._asked(path) as (fs, full):
-            written: datetime = fs.modified(full)
-            return written
-        return None
+    def has(self, path: str) -> bool:
+        """Whether there is an object."""
+        with self._asked(path) as (fs, full):
+            return bool(fs.isfile(full))
 
     @contextlib.contextmanager
     def turn(self, path: str) -> Iterator[Callable[[], None]]:
@@ -122,7 +139,8 @@ class ObjectStore:
         who was killed: it is removed, by one of those who wait, who take turns for that likewise.
         """
         token = uuid.uuid4().hex.encode()
-        seen, since = None, 0.0
+        seen: bytes | None = None
+        since = 0.0
         while not self.create(path, token):
             held = self.read(path)
             if held is None or held != seen:
@@ -133,6 +151,10 @@ class ObjectStore:
                         self.remove(path)
             time.sleep(RETRY_S)
         begun = time.monotonic()
+        if self.create(path, token):
+            raise RegistryError(
+                f"the store makes an object that is there already, writers cannot take turns: {self.url}"
+            )
 
         def still_mine() -> None:
             if time.monotonic() - begun > LEASE_S / 2:
@@ -145,3 +167,22 @@ class ObjectStore:
         finally:
             if self.read(path) == token:
                 self.remove(path)
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error of S3's library comes from, None for another."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status if isinstance(status, int) else None
+        error = error.__cause__
+    return None
+
+
+def written_at(info: Mapping[str, Any]) -> float:
+    """When an object was written, by what a file system says of it; 0 where that says nothing."""
+    found = next((info[name] for name in WRITTEN if info.get(name) is not None), 0.0)
+    if isinstance(found, str):
+        found = datetime.fromisoformat(found)
+    return found.timestamp() if isinstance(found, datetime) else float(found)

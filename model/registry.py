@@ -172,9 +172,7 @@ class RegisteredModel:
     def collect(self, keep: int) -> list[str]:
         """Remove versions that no alias names, but the last `keep`; which, oldest first. Raises RegistryError."""
         with self._turn():
-            named = set(self.aliases().values())
-            unnamed = [version for version in self.versions() if version not in named]
-            gone = unnamed[: len(unnamed) - keep] if keep < len(unnamed) else []
+            gone = unnamed(self.versions(), set(self.aliases().values()), keep)
             self._remove(gone)
         return gone
 
@@ -229,6 +227,12 @@ class RegisteredModel:
             yield
         except OSError as error:
             raise RegistryError(f"cannot be read ({error.strerror}): {self}") from None
+
+
+def unnamed(versions: list[str], named: set[str], keep: int) -> list[str]:
+    """The versions that are named by no alias, but the last `keep` of these."""
+    free = [version for version in versions if version not in named]
+    return free[: len(free) - keep] if keep < len(free) else []
 
 
 def is_version(value: object) -> bool:

@@ -17,23 +17,25 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.disk import write
+from model.disk import sync, write
 from model.manifest import content_hash
-from model.registry import VERSION, RegisteredModel, RegistryError, listed
+from model.registry import ABANDONED_AFTER_S, VERSION, RegisteredModel, RegistryError, listed, unnamed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from model.object_store import ObjectStore
+    from model.object_store import Object, ObjectStore
 
 log = logging.getLogger("heed")
 
 LAST = "config.json"  # of the files of a version: it is there when this is
-RECORDS = ("data/rows", "data/quarantine", "decisions")  # of the retrainings, each file written once
+RECORDS = ("data/rows", "data/quarantine", "decisions")  # of the retrainings, files that are told apart by their size
+MOST_BYTES = 40_000_000_000  # of a version
 LOG = "data/log.jsonl"
 
 
@@ -63,12 +65,10 @@ class StoredModel(RegisteredModel):
 
     def versions(self) -> list[str]:
         """Its versions, oldest first. Raises RegistryError where there is no such model."""
-        entries = [entry for entry in self.store.names(self.name) if VERSION.fullmatch(entry)]
-        written = {entry: self.store.modified(self._in_store(f"{entry}/{LAST}")) for entry in entries}
-        if not entries:
+        files = self.store.files(self.name)
+        if not files:
             raise RegistryError(f"no model {self.name} in {self.store.url}, it has: {listed(self.store.names())}")
-        complete = {entry: at for entry, at in written.items() if at is not None}
-        return sorted(complete, key=complete.__getitem__)
+        return complete(files)
 
     def _read_aliases(self) -> str | None:
         text = self.store.read(self._in_store("aliases.json"))
@@ -77,8 +77,8 @@ class StoredModel(RegisteredModel):
         return None if text is None else text.decode()
 
     def _there(self, wanted: str) -> str:
-        version = self.version(wanted)
-        if self.store.modified(self._in_store(f"{version}/{LAST}")) is None:
+        version = wanted if VERSION.fullmatch(wanted) else self.version(wanted)
+        if not self.store.has(self._in_store(f"{version}/{LAST}")):
             raise RegistryError(f"{self}@{wanted} is a version whose files are missing")
         return version
 
@@ -86,43 +86,61 @@ class StoredModel(RegisteredModel):
         """The local copy of an alias or a version, made where there is none. Raises RegistryError."""
         version = self.version(wanted)
         folder = self.folder / version
-        if not folder.is_dir():
-            self._fetch(version, folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():  # one process of this machine copies it, the others find it
+            if not folder.is_dir():
+                self._remove_the_abandoned()
+                self._fetch(version, folder)
         return folder
 
     def _fetch(self, version: str, folder: Path) -> None:
         """Copy a version; copies of versions that are gone from the store go."""
-        files = self.store.files(self._in_store(version))
+        all_files = self.store.files(self.name)
+        files = files_of(version, all_files)
         if LAST not in files:
             raise RegistryError(f"{self}@{version} is a version whose files are missing")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if sum(one.bytes for one in files.values()) > MOST_BYTES:
+            raise RegistryError(f"the files of {self}@{version} are too large to copy, over {MOST_BYTES:,} bytes")
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
         try:
             for file in files:
-                if ".." in Path(file).parts:
-                    raise RegistryError(f"{self}@{version} has a file that would lie elsewhere: {file}")
                 self.store.get(self._in_store(f"{version}/{file}"), partial / file)
             if content_hash(partial) != version:
                 raise RegistryError(f"the files of {self}@{version} are not those that were added")
-            with contextlib.suppress(OSError):  # another process was faster
-                partial.rename(folder)
+            for path in [*partial.rglob("*"), partial]:
+                sync(path)
+            partial.rename(folder)
+            sync(self.folder)
         except FileNotFoundError as error:
             raise RegistryError(f"{self}@{version} is a version whose files are missing ({error})") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        there = set(self.versions())
-        for copy in self.folder.iterdir():
-            if VERSION.fullmatch(copy.name) and copy.name not in there:
-                shutil.rmtree(copy, ignore_errors=True)
+        there = {name.partition("/")[0] for name in all_files}  # also what is being added
+        gone = [copy.name for copy in self.folder.iterdir() if VERSION.fullmatch(copy.name) and copy.name not in there]
+        self._remove_copies([name for name in gone if is_old(self.folder / name)])
+
+    def _remove_copies(self, versions: list[str]) -> None:
+        super()._remove([version for version in versions if (self.folder / version).is_dir()])
 
     def add(self, bundle: Path) -> str:
         """Copy a bundle in and return its version; as RegisteredModel.add()."""
         version = super().add(bundle)
-        folder, there = self.folder / version, self.store.files(self._in_store(version))
-        if LAST not in there:
-            files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-            for file in [*(name for name in files if name != LAST), LAST]:
-                self.store.put(folder / file, self._in_store(f"{version}/{file}"))
+        folder = self.folder / version
+        if self.store.has(self._in_store(f"{version}/{LAST}")):
+            return version
+        if content_hash(folder) != version:
+            raise RegistryError(f"the copy of {self}@{version} was changed, remove it: {folder}")
+        sizes = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+        for file in sorted(sizes.keys() - {LAST}):
+            self.store.put(folder / file, self._in_store(f"{version}/{file}"))
+        with self._turn() as still_mine:
+            there = {file: one.bytes for file, one in self.store.files(self._in_store(version)).items()}
+            if there | {LAST: sizes[LAST]} != sizes:
+                raise RegistryError(f"the files of {self}@{version} went while they were added, add it again")
+            still_mine()
+            self.store.put(folder / LAST, self._in_store(f"{version}/{LAST}"))
         return version
 
     def _write_aliases(self, text: str) -> None:
@@ -133,11 +151,31 @@ class StoredModel(RegisteredModel):
         with self.store.turn(self._in_store(".lock")) as still_mine:
             yield still_mine
 
-    def _remove(self, versions: list[str]) -> None:
-        for version in versions:
-            self.store.remove(self._in_store(f"{version}/{LAST}"))  # a reader sees all of it or nothing
+    def collect(self, keep: int) -> list[str]:
+        """Remove versions that no alias names, but the last `keep`; which, oldest first. Raises RegistryError.
+
+        With them goes what was begun a day ago or earlier and never finished.
+        """
+        with self._turn() as still_mine:
+            named, files = set(self.aliases().values()), self.store.files(self.name)
+            versions = complete(files)
+            gone = unnamed(versions, named, keep)
+            for version in gone:
+                still_mine()
+                self.store.remove(self._in_store(f"{version}/{LAST}"))  # a reader sees all of it or nothing
+        begun = {name.partition("/")[0] for name in files} - set(versions)
+        latest = {
+            entry: max(one.written for one in files_of(entry, files).values())
+            for entry in begun
+            if VERSION.fullmatch(entry)
+        }
+        left = [entry for entry, written in latest.items() if time.time() - written > ABANDONED_AFTER_S]
+        for version in [*gone, *left]:
             self.store.remove(self._in_store(version))
-            shutil.rmtree(self.folder / version, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            self._remove_copies(gone)
+        return gone
 
     def pull(self) -> None:
         """Copy what retrainings wrote, here or elsewhere. Where both went on from the same, the store is right."""
@@ -149,9 +187,9 @@ class StoredModel(RegisteredModel):
                 )
             write(self.folder / LOG, theirs.decode())
         for folder in RECORDS:
-            for file, size in self.store.files(self._in_store(folder)).items():
+            for file, one in self.store.files(self._in_store(folder)).items():
                 own = self.folder / folder / file
-                if ".." not in own.parts and not (own.exists() and own.stat().st_size == size):
+                if not (own.exists() and own.stat().st_size == one.bytes):
                     partial = own.with_suffix(".partial")
                     self.store.get(self._in_store(f"{folder}/{file}"), partial)
                     partial.replace(own)
@@ -165,13 +203,14 @@ class StoredModel(RegisteredModel):
             there = self.store.files(self._in_store(folder))
             for own in sorted((self.folder / folder).rglob("*")):
                 file = own.relative_to(self.folder / folder).as_posix()
-                if own.is_file() and own.suffix != ".partial" and there.get(file) != own.stat().st_size:
+                size = there[file].bytes if file in there else None
+                if own.is_file() and own.suffix != ".partial" and size != own.stat().st_size:
                     self.store.put(own, self._in_store(f"{folder}/{file}"))
         with self.store.turn(self._in_store(".lock")) as still_mine:
             theirs, ours = self.store.read(self._in_store(LOG)) or b"", self._own_log()
             if not ours.startswith(theirs):
                 raise RegistryError(
-                    f"another retraining of this model has finished meanwhile, run this one again: {self}"
+                    f"another retraining of this model has begun or ended meanwhile, run this one again: {self}"
                 )
             still_mine()
             if ours != theirs:
@@ -181,3 +220,19 @@ class StoredModel(RegisteredModel):
         """The whole lines of the copy."""
         file = self.folder / LOG
         return file.read_bytes().rpartition(b"\n")[0] + b"\n" if file.exists() and file.stat().st_size else b""
+
+
+def files_of(entry: str, files: Mapping[str, Object]) -> dict[str, Object]:
+    """Those under an entry of a model, by their paths from there."""
+    return {name.removeprefix(f"{entry}/"): one for name, one in files.items() if name.startswith(f"{entry}/")}
+
+
+def complete(files: Mapping[str, Object]) -> list[str]:
+    """The versions that are there among the files of a model, oldest first."""
+    written = {name.partition("/")[0]: one.written for name, one in files.items() if name.partition("/")[2] == LAST}
+    return sorted((entry for entry in written if VERSION.fullmatch(entry)), key=written.__getitem__)
+
+
+def is_old(copy: Path) -> bool:
+    """Whether nobody can be adding it."""
+    return time.time() - copy.stat().st_ctime > ABANDONED_AFTER_S

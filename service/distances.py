@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("heed")
 
 SHARE = 0.02  # of the texts, which are read again
-AT_ONCE = 8  # rows of a step
+AT_ONCE = 8  # rows that are read one after the other, each in a step
 BACKLOG_S = 0.02  # of work that waits: with more, these rows are left out
 
 
@@ -32,7 +32,8 @@ class Distances:
 
     def __init__(self, loaded: Loaded, compute: Compute, on_found: Callable[[list[float]], None]) -> None:
         self._loaded, self._compute, self._on_found = loaded, compute, on_found
-        self._is_known = "embedding_center" in loaded.bundle.reference
+        self._is_known = bool(loaded.bundle.reference.get("embedding_center"))
+        self._round = 0  # of reading; what was begun before stop() is not said
         self._random = random.Random()
         self._rows: list[Row] = []
         self._reading: asyncio.Task[None] | None = None
@@ -48,15 +49,18 @@ class Distances:
             if self._compute.turns.backlog_s() <= BACKLOG_S:
                 self._reading = asyncio.create_task(self._read(rows))
 
-    def close(self) -> None:
-        """Its model is freed: what is being read is not waited for."""
-        self._is_known = False
+    def stop(self) -> None:
+        """What is being read is neither waited for nor said."""
+        self._round += 1
 
     async def _read(self, rows: Sequence[Row]) -> None:
+        begun = self._round
         try:
-            self._on_found(await self._compute.distances(self._loaded, rows))
+            found = [distance for row in rows for distance in await self._compute.distances(self._loaded, [row])]
+            if begun == self._round:
+                self._on_found(found)
         except Exception as error:
-            if self._is_known:
+            if begun == self._round:
                 log.warning("texts could not be read for their distance: %s", where(error))
         finally:
             self._reading = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from model.drift import Reference, Window, values_of
+from model.drift import SIGNALS, Reference, Window, values_of
 from service.answers import seen
 from service.errors import Failed, ServiceError, where
 
@@ -120,10 +120,17 @@ class Drift:
     """How far the last texts of a model are from its reference: of 1,000 to 2,000 of a replica, said every 100."""
 
     def __init__(self, name: str, bundle: Described) -> None:
-        reference = Reference(bundle.reference, bundle.labels)
+        self._name, self._reference = name, (reference := Reference(bundle.reference, bundle.labels))
         self._gauges = {signal: DRIFT.labels(name, signal) for signal in reference.shares}
         self._texts, self._distances = Rolling(reference, DRIFT_WINDOW), Rolling(reference, DISTANCES)
         self._new: list[Seen] = []
+
+    def begin(self) -> None:
+        """Its version answers to the name from now on: nothing is known of the texts that it answers."""
+        self._texts, self._distances = Rolling(self._reference, DRIFT_WINDOW), Rolling(self._reference, DISTANCES)
+        self._new = []
+        for signal in SIGNALS:
+            DRIFT.labels(self._name, signal).set(0)
 
     def see(self, one: Seen) -> None:
         """Hear of an answered text."""

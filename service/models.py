@@ -83,6 +83,10 @@ class ServedModel:
             self._distances.hear(answered.answers)
         return self.metrics.observe(answered.answers, answered.tokenize_s, is_present=is_present)
 
+    def stop_watching(self) -> None:
+        """Another version answers to its name: what is being read of its texts says nothing any more."""
+        self._distances.stop()
+
     def know_cost(self, cost: Cost) -> None:
         """Plan passes by what they cost, as it was measured."""
         self.batcher.cost = cost
@@ -97,7 +101,7 @@ class ServedModel:
 
     def close(self) -> None:
         """Free it in the engine. Its queues' references back would keep it until the garbage collector comes."""
-        self._distances.close()
+        self._distances.stop()
         self._compute.engine.tell(["let_go", self.loaded.id])
         self.batcher.close()
         self.explainer.batcher.close()
@@ -180,6 +184,8 @@ class Models:
         before = self._served[new.name]
         versions = [new, *(model for model in before if model is not new)]
         self._served[new.name] = versions[:KEPT_VERSIONS]
+        before[0].stop_watching()
+        new.metrics.drift.begin()
         metrics.MODEL_INFO.labels(new.name, before[0].bundle.version).set(0)
         metrics.MODEL_INFO.labels(new.name, new.bundle.version).set(1)
         for model in versions[KEPT_VERSIONS:]:

@@ -23,6 +23,7 @@ from service.settings import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Barrier
 
     Capture = pytest.CaptureFixture[str]
@@ -206,28 +207,33 @@ def test_writers_of_several_processes_take_turns_and_a_reader_sees_whole_aliases
     }  # 201 times, none lost
 
 
-def write_without_end(model: RegisteredModel, bundles: list[Path]) -> None:
+def write_without_end(model: RegisteredModel, bundles: list[Path], written: Synchronized[int]) -> None:
     while True:
         for bundle in bundles:
             model.promote(model.add(bundle))
             model.rollback()
             model.propose(model.add(bundle))
             model.collect(0)
+            written.value += 1
 
 
 def test_a_writer_killed_at_fifty_moments_leaves_a_registry_that_loads_and_takes_the_next(
     model: RegisteredModel, versions: list[str], variant: Callable[[float], Path]
 ) -> None:
-    model.promote(versions[0])
+    for version in versions:
+        model.promote(version)
     bundles, rng = [variant(factor) for factor in (1.0, 1.1, 1.2)], random.Random(0)
+    context = multiprocessing.get_context("fork")
+    written = context.Value("i", 0)
     for _ in range(50):
-        writer = multiprocessing.get_context("fork").Process(target=write_without_end, args=(model, bundles))
+        writer = context.Process(target=write_without_end, args=(model, bundles, written))
         writer.start()
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.3))
         writer.kill()
         writer.join()
         assert content_hash(model.bundle("production")) == model.aliases()["production"]
         assert all(content_hash(model.folder / version) == version for version in model.versions())
+    assert written.value > 25  # rounds: they did write
     assert model.promote(model.add(bundles[0]))["production"] == content_hash(bundles[0])
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from model import object_store
 from model.location import LocationError, local_folder, parse_location
 from model.manifest import content_hash
 from model.object_store import ObjectStore
-from model.registry import RegisteredModel, RegistryError, registered, registry_of
+from model.registry import ABANDONED_AFTER_S, RegisteredModel, RegistryError, registered, registry_of
 from service.cli import main
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ def test_aliases_move_and_back_and_old_versions_go_and_none_that_an_alias_names(
     assert there.mood.bundle("previous").name == second
     assert here.mood.collect(0) == [third]
     assert set(there.mood.versions()) == {first, second}
-    with pytest.raises(RegistryError, match="has 0 versions"):
+    with pytest.raises(RegistryError, match="a version whose files are missing"):
         there.mood.promote(third)
 
 
@@ -199,7 +202,7 @@ def test_records_of_retrainings_go_on_elsewhere_and_two_at_once_do_not_mix(machi
     assert (there.mood.folder / "data" / "rows" / "one.jsonl").read_text() == "one"
     note(there, "two").push()
     late = note(here, "late")
-    with pytest.raises(RegistryError, match="another retraining of this model has finished meanwhile"):
+    with pytest.raises(RegistryError, match="another retraining of this model has begun or ended meanwhile"):
         late.push()
     late.pull()
     assert noted(here) == "one\ntwo\n"
@@ -210,8 +213,8 @@ def test_records_of_retrainings_go_on_elsewhere_and_two_at_once_do_not_mix(machi
     assert noted(there) == "one\ntwo\nthree\n"
 
 
-def test_a_copy_of_a_version_that_is_gone_goes_with_the_next(
-    machines: list[Machine], variant: Callable[[float], Path]
+def test_a_copy_of_a_version_that_is_gone_goes_after_a_day(
+    machines: list[Machine], variant: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = machines
     first, second, third = (here.mood.add(variant(factor)) for factor in (1.0, 1.1, 1.2))
@@ -219,10 +222,90 @@ def test_a_copy_of_a_version_that_is_gone_goes_with_the_next(
     for version in (second, third):
         here.mood.promote(version)
     assert here.mood.collect(0) == [first]
+    in_a_day = time.time() + ABANDONED_AFTER_S
+    monkeypatch.setattr(time, "time", lambda: in_a_day)
     assert there.mood.bundle("production").name == third
     assert not copy.exists()
     shutil.rmtree(there.cache)
     assert there.mood.bundle("production").is_dir()
+
+
+def test_an_object_whose_name_is_no_path_is_never_written(machines: list[Machine], bundle_folder: Path) -> None:
+    here, there = machines
+    version, outside = here.mood.add(bundle_folder), here.cache.parent / "outside"
+    for odd in (f"/{outside}", "../../../outside"):
+        ObjectStore(here.url).write(f"mood/{version}/{odd}", b"harm")
+        with pytest.raises(RegistryError, match="an object whose name is no path"):
+            there.mood.bundle(version)
+        ObjectStore(here.url).remove(f"mood/{version}/{odd}")
+    assert not outside.exists()
+
+
+def test_a_version_that_was_never_finished_is_none_and_goes_after_a_day(
+    machines: list[Machine], bundle_folder: Path, opposite_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, store = machines[0], ObjectStore(machines[0].url)
+    here.mood.promote(here.mood.add(bundle_folder))
+    begun = here.mood.add(opposite_folder)
+    store.remove(f"mood/{begun}/config.json")
+    assert begun not in here.mood.versions()
+    assert here.mood.collect(0) == []
+    assert store.has(f"mood/{begun}/model.safetensors")
+    in_a_day = time.time() + ABANDONED_AFTER_S
+    monkeypatch.setattr(time, "time", lambda: in_a_day)
+    assert here.mood.collect(0) == []
+    assert not store.has(f"mood/{begun}/model.safetensors")
+
+
+def test_a_store_in_which_no_turns_can_be_taken_is_said_to_be_none(
+    machines: list[Machine], bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mood = machines[0].mood
+    version = mood.add(bundle_folder)
+    monkeypatch.setattr(ObjectStore, "create", lambda *_: True)
+    with pytest.raises(RegistryError, match="writers cannot take turns"):
+        mood.promote(version)
+
+
+WITHOUT_END = """
+import sys
+from pathlib import Path
+from model import object_store
+from model.registry import registered, registry_of
+object_store.LEASE_S = 1.0
+mood = registered(registry_of(sys.argv[1]), "mood")
+while True:
+    for bundle in sys.argv[2:]:
+        mood.promote(mood.add(Path(bundle)))
+        mood.rollback()
+        mood.collect(0)
+        print("written", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_writer_killed_at_any_moment_leaves_a_store_that_loads_and_takes_the_next(
+    s3: str, tmp_path: Path, variant: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "LEASE_S", 1.0)
+    machine = Machine(f"{s3}/{tmp_path.name}", tmp_path / "cache", monkeypatch)
+    bundles = [variant(factor) for factor in (1.0, 1.1, 1.2)]
+    for bundle in bundles[:2]:
+        machine.mood.promote(machine.mood.add(bundle))
+    command = [sys.executable, "-c", WITHOUT_END, machine.url, *map(str, bundles)]
+    written, rng = 0, random.Random(0)
+    for _ in range(15):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            time.sleep(rng.uniform(4, 6))
+            writer.kill()
+            assert writer.stdout is not None
+            written += writer.stdout.read().count("written")
+        shutil.rmtree(machine.cache)
+        assert all(content_hash(machine.mood.bundle(version)) == version for version in machine.mood.versions())
+        assert machine.mood.version("production") in machine.mood.versions()
+    assert written > 15
+    assert machine.mood.promote(machine.mood.add(bundles[1]))["production"] == content_hash(bundles[1])
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@
 Each line of the log has the version of the data after it, the hash of the line and of the version before: it names all
 rows up to there, and a line that was changed is found. The hold-out is chosen once, and no later line changes it. Its
 rows are of those that `heed train` held out by hash (place() in training/data.py, below DEV_SHARE), so production was
-not trained on them. Three tenths of those are dev instead: a candidate that starts from production remembers what that
-was trained on, and calibrated there it would be far too sure. Of a later batch places below DEV_SHARE and from twice to
-three times that are the newest labels, which are measured on first and trained on once the batch is decided on, and
-those between are dev. Used by training/retrain.py, one process at a time.
+not trained on them. Three tenths of those, or a few more, are dev instead: a candidate that starts from production
+remembers what that was trained on, and calibrated there it would be far too sure. Of a later batch places below
+DEV_SHARE and from twice to three times that are the newest labels, which are measured on first and trained on once the
+batch is decided on, and those between are dev. Used by training/retrain.py, one process at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NEWEST_UP_TO = 3 * DEV_SHARE  # places that are newest labels, but those of dev: a fifth of a batch
 MOST_HELD_OUT = 5000  # rows of the hold-out, and of dev: more cost time and show little more
-HOLD_OUT_SHARE = 0.7  # of the rows that production was not trained on; the others are dev
+DEV_OF_UNSEEN, LEAST_DEV = 0.3, 200  # of the rows that production was not trained on: that share, or so many, are dev
 NO_VALUE = "(none)"  # of a slice that a row does not have
 DEV = -1  # in place of a batch's number: rows that are dev for good
 DIGITS = 16  # of a hash that names rows or a version
@@ -116,8 +116,7 @@ class Archive:
         unseen = hold_out.examples if hold_out else [e for e in base.examples if place(e.text) < DEV_SHARE]
         held, dev = chosen(unseen)
         dev = without_copies(dev, held)
-        of_dev = {normal(e.text) for e in dev}
-        rest = [e for e in without_copies(base.examples, held) if normal(e.text) not in of_dev]
+        rest = without_copies(base.examples, [*held, *dev])
         if not (held and dev and rest):
             raise DataError(f"{base.name}: too few rows to hold some out: {len(base.examples)}")
         self._append(
@@ -152,10 +151,12 @@ class Archive:
         A newest row that is nearly one of the others shows nothing: it is trained on like those.
         """
         newest = {batch.number for batch in history.newest}
-        last = {normal(e.text): (DEV, e) for e in self._rows(history.dev, history)}
+        dev_texts = {normal(e.text): e for e in self._rows(history.dev, history)}
+        last = {text: (DEV, example) for text, example in dev_texts.items()}
         for batch in history.batches:
             if batch.number not in history.refused:
-                last |= {normal(e.text): (batch.number, e) for e in self._rows(batch.name, history)}
+                rows = {normal(e.text): e for e in self._rows(batch.name, history)}
+                last |= {text: (DEV if text in dev_texts else batch.number, e) for text, e in rows.items()}
         train: list[Example] = []
         dev: list[Example] = []
         new: list[Example] = []
@@ -258,10 +259,13 @@ def _batch_fields(
 
 
 def chosen(unseen: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """The hold-out and dev, of rows that production was not trained on, by their hashes."""
+    """The hold-out and dev, of rows that production was not trained on, by their hashes.
+
+    Of few rows up to half are dev: a model that cannot be calibrated has no label sets, and never abstains.
+    """
     in_order = sorted(unseen, key=lambda e: place(e.text))
-    held = [e for e in in_order if place(e.text) / DEV_SHARE % 1 < HOLD_OUT_SHARE]
-    dev = [e for e in in_order if place(e.text) / DEV_SHARE % 1 >= HOLD_OUT_SHARE]
+    num_dev = min(max(round(DEV_OF_UNSEEN * len(in_order)), LEAST_DEV), len(in_order) // 2)
+    held, dev = in_order[: len(in_order) - num_dev], in_order[len(in_order) - num_dev :]
     return held[:MOST_HELD_OUT], dev[:MOST_HELD_OUT]
 
 

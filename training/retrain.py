@@ -106,10 +106,6 @@ def retrain(
             return Outcome(promoted=True, why=settled, candidate=production.version, intake=taken)
         if not history.newest:
             return Outcome(promoted=False, why="no label is new", intake=taken)
-        waiting = sum(batch.rows for batch in history.newest)
-        if waiting < plan.least_new:
-            why = f"new rows wait until they are {plan.least_new:,}, there are: {waiting:,}"
-            return Outcome(promoted=False, why=why, intake=taken)
         noisy = [batch for batch in history.newest if (batch.doubted or 0) > plan.most_doubted]
         if noisy and not plan.again:
             doubted = max(batch.doubted or 0 for batch in noisy)
@@ -118,6 +114,10 @@ def retrain(
             history = archive.history()
             if not history.newest:
                 return Outcome(promoted=False, why=why, intake=taken)
+        waiting = sum(batch.rows for batch in history.newest)
+        if waiting < plan.least_new:
+            why = f"new rows wait until they are {plan.least_new:,}, there are: {waiting:,}"
+            return Outcome(promoted=False, why=why, intake=taken)
         return from_rows(model, archive, history, production, plan, taken, device, command)
 
 
@@ -256,7 +256,7 @@ def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
 
 
 def few_epochs(config: TrainConfig, rows: int) -> TrainConfig:
-    """Of a candidate that starts from production, which knows most of the rows: more made it worse where it was good."""
+    """For a candidate that starts from production, which knows most rows: more made it worse where it was good."""
     return dataclasses.replace(config, epochs=config.epochs or min(MOST_EPOCHS, math.ceil(LEAST_READ / rows)))
 
 

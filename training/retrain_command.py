@@ -157,6 +157,8 @@ def has_drifted(url: str, name: str) -> bool:
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"the metrics of the service cannot be read ({error}): {url}") from None
     found = re.findall(rf'(?m)^heed_drift_psi{{model="{re.escape(name)}",signal="(\w+)"}} (\S+)$', text)
+    if not found:
+        raise ValueError(f"the service says nothing of drift of a model of that name: {name}")
     far = [f"{signal} {float(psi):.2f}" for signal, psi in found if float(psi) > LARGE]
     if far:
         print(f"heed retrain: the texts of now have drifted: {', '.join(far)}", file=sys.stderr)
@@ -171,6 +173,6 @@ def in_words(name: str, outcome: Outcome, *, propose: bool) -> str:
         lines += [f"{rows:,} not taken in: {reason}" for reason, rows in outcome.intake.reasons().items()]
     if outcome.candidate:
         lines.append(f"candidate {name}@{outcome.candidate}, report {outcome.report}")
-    promoted = "proposed" if propose and outcome.candidate else "promoted"
+    promoted = "proposed" if propose and outcome.decision else "promoted"
     lines.append(f"{promoted if outcome.promoted else 'not promoted'}: {outcome.why}")
     return "\n".join(lines)

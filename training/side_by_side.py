@@ -83,7 +83,7 @@ def calibration_of(pair: tuple[Answers, Answers]) -> tuple[float, float, float]:
         bin_of = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
         np.add.at(gaps, (np.arange(len(confidence)) * n // len(confidence), bin_of), confidence - right)
         often = np.array([rng.multinomial(n, np.full(n, 1 / n)) for _ in range(DRAWN)], dtype=np.float32)
-        drawn.append(np.abs(often @ gaps).sum(axis=1) / n)
+        drawn.append(np.abs(often @ gaps).sum(axis=1) / len(confidence))
     return errors[0], errors[1], float((drawn[1] - drawn[0]).std())
 
 
