@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from model.disk import sync, write
 from model.manifest import content_hash
-from model.registry import ABANDONED_AFTER_S, VERSION, RegisteredModel, RegistryError, listed, unnamed
+from model.registry import ABANDONED_AFTER_S, VERSION, RegisteredModel, RegistryError, is_version, listed, unnamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -158,20 +158,11 @@ class StoredModel(RegisteredModel):
         """
         with self._turn() as still_mine:
             named, files = set(self.aliases().values()), self.store.files(self.name)
-            versions = complete(files)
-            gone = unnamed(versions, named, keep)
-            for version in gone:
+            gone = unnamed(complete(files), named, keep)
+            for version in [*gone, *abandoned(files)]:
                 still_mine()
                 self.store.remove(self._in_store(f"{version}/{LAST}"))  # a reader sees all of it or nothing
-        begun = {name.partition("/")[0] for name in files} - set(versions)
-        latest = {
-            entry: max(one.written for one in files_of(entry, files).values())
-            for entry in begun
-            if VERSION.fullmatch(entry)
-        }
-        left = [entry for entry, written in latest.items() if time.time() - written > ABANDONED_AFTER_S]
-        for version in [*gone, *left]:
-            self.store.remove(self._in_store(version))
+                self.store.remove(self._in_store(version))
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._writing():
             self._remove_copies(gone)
@@ -231,6 +222,15 @@ def complete(files: Mapping[str, Object]) -> list[str]:
     """The versions that are there among the files of a model, oldest first."""
     written = {name.partition("/")[0]: one.written for name, one in files.items() if name.partition("/")[2] == LAST}
     return sorted((entry for entry in written if VERSION.fullmatch(entry)), key=written.__getitem__)
+
+
+def abandoned(files: Mapping[str, Object]) -> list[str]:
+    """Versions that somebody began to add or to remove, and was killed: nothing of them was written for a day."""
+    begun = {name.partition("/")[0] for name in files} - set(complete(files))
+    latest = {
+        entry: max(one.written for one in files_of(entry, files).values()) for entry in begun if is_version(entry)
+    }
+    return [entry for entry, written in latest.items() if time.time() - written > ABANDONED_AFTER_S]
 
 
 def is_old(copy: Path) -> bool:
