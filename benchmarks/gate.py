@@ -29,10 +29,12 @@ RIGHT = 0.88  # of production
 SAME = (Cost(bytes=1, text_ms=1.0), Cost(bytes=1, text_ms=1.0))
 
 
-def pair(rng: np.random.Generator, rows: int, differing: float, better: float) -> tuple[Answers, Answers]:
-    """Production and a candidate that is right on `better` more of the rows, but for chance."""
+def pair(
+    rng: np.random.Generator, rows: int, differing: float, better: float, accuracy: float = RIGHT
+) -> tuple[Answers, Answers]:
+    """Production, right on `accuracy`, and a candidate that is right on `better` more of the rows, but for chance."""
     lost, won = (differing - better) / 2, (differing + better) / 2
-    kinds = rng.choice(4, size=rows, p=[RIGHT - lost, lost, won, 1 - RIGHT - won])  # both right, lost, won, both wrong
+    kinds = rng.choice(4, size=rows, p=[accuracy - lost, lost, won, 1 - accuracy - won])  # both right, lost, won, none
     truth = rng.integers(len(LABELS), size=rows)
     wrong = (truth + rng.integers(1, len(LABELS), size=rows)) % len(LABELS)
     return (

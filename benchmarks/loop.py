@@ -1,6 +1,6 @@
 """The whole loop, as it runs for months, in minutes: new labels make a better model, bad ones none, nobody waits.
 
-    python benchmarks/loop.py DATA --init minilm --old 20000 --batch 1200 [--candidate base]
+    python benchmarks/loop.py DATA --init minilm --old 20000 --batches 800,1200,4000 [--candidate base]
 
 A model of film phrases (SST-2) is served from a registry, and asked without a pause until the end. Comments of another
 domain (GoEmotions) are sent to it and labelled through `POST /v1/feedback` in three batches, the second with 40% of
@@ -23,6 +23,7 @@ import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,14 +208,14 @@ def write(file: Path, rows: Sequence[Row]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def cast_of(data: Path, old: int, batch: int) -> Cast:
+def cast_of(data: Path, old: int, sizes: Sequence[int]) -> Cast:
     """Films to begin with, comments to learn from and to be measured on."""
     rng = random.Random(0)
     known = [{"text": row["text"], "label": row["label"]} for row in films(data, "train")]
     other = [{"text": row["text"], "label": row["label"]} for row in comments(data, "train")]
-    batches = rng.sample(other, 3 * batch)
+    new = iter(rng.sample(other, sum(sizes)))
     held = [{"text": row["text"], "label": row["label"]} for row in comments(data, "dev")][:1000]
-    return Cast(rng.sample(known, old), [batches[i : i + batch] for i in range(0, len(batches), batch)], held)
+    return Cast(rng.sample(known, old), [list(islice(new, size)) for size in sizes], held)
 
 
 def went_wrong(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -223,6 +224,7 @@ def went_wrong(rows: Sequence[dict[str, Any]]) -> list[str]:
     checks = {
         "a request failed": back["failed"] > 0,
         "the first batch was not promoted": not first["decision"].startswith("promoted"),
+        "the last batch was not promoted": not last["decision"].startswith("promoted"),
         "the flipped labels were promoted": bad["decision"].startswith("promoted"),
         "the new domain got no better": last["new domain"] <= films_only["new domain"],
         "the rollback changed nothing": back["version"] == last["version"],
@@ -235,15 +237,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--old", type=int, default=20_000, help="phrases that the first model learns from")
-    parser.add_argument("--batch", type=int, default=1200, help="labels of each batch")
+    parser.add_argument("--batches", default="800,1200,4000", help="labels of each of the three; each gains less")
     parser.add_argument("--init", default="minilm", help="encoder of the first model")
     parser.add_argument(
         "--candidate", choices=["production", "base"], default="production", help="what each candidate starts from"
     )
     args = parser.parse_args()
+    sizes = [int(size) for size in args.batches.split(",")]
     retrain = ["--init", args.init] if args.candidate == "base" else []
     with tempfile.TemporaryDirectory() as folder:
-        rows = story(cast_of(args.data, args.old, args.batch), Path(folder), ["--init", args.init], retrain)
+        rows = story(cast_of(args.data, args.old, sizes), Path(folder), ["--init", args.init], retrain)
     print(markdown(rows))
     if wrong := went_wrong(rows):
         sys.exit(f"not as it should be: {', '.join(wrong)}")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from gate import LABELS, SAME, answers, pair, promoted
 
-from model.scores import MULTI
+from model.scores import MULTI, Judged
 from training.data import Example
 from training.gate import Bounds, Cost, Decision, decide
+from training.side_by_side import calibration_of
 
 if TYPE_CHECKING:
     from training.answers import Answers
@@ -51,6 +52,30 @@ def test_the_newest_labels_promote_a_candidate_that_keeps_what_was_known() -> No
     decision = decided(loses, gains)
     assert not decision.promoted
     assert "rows of the hold-out it may lose over 0.02" in decision.why
+
+
+def test_labels_that_cannot_be_learned_are_told_from_those_that_bring_nothing_new() -> None:
+    known = pair(rng(), 2000, 0.02, 0.0)
+    flipped = pair(rng(), 400, 0.1, 0.0, accuracy=0.57)
+    decision = decided(known, flipped)
+    assert (decision.promoted, decision.harmed) == (False, True)
+    assert "trained on such labels is no more often right on them: 5" in decision.why
+    assert not decided(known, pair(rng(), 400, 0.02, 0.0)).harmed
+    hard_but_learned = pair(rng(), 400, 0.3, 0.15, accuracy=0.4)
+    assert decided(known, hard_but_learned).promoted
+
+
+def test_the_error_of_a_calibration_error_is_what_other_rows_would_give() -> None:
+    def drawn(seed: int) -> tuple[float, float, float]:
+        random = np.random.default_rng(seed)
+        sure = random.uniform(0.5, 1, size=(2, 600, 3)).astype(np.float32)
+        right = random.random((600, 3)) < sure[0]
+        both = [replace(pair(random, 600, 0.1, 0)[0], judged=Judged(one, None, None), truth=right) for one in sure]
+        return calibration_of((both[0], both[1]))
+
+    found = [drawn(seed) for seed in range(60)]
+    spread = float(np.std([after - before for before, after, _ in found]))
+    assert 0.5 * spread < float(np.mean([error for *_, error in found])) < 2 * spread
 
 
 def test_a_label_that_is_lost_keeps_a_better_candidate_out() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
 
+LEARNED = 0.75  # of the accuracy on the hold-out, that a model has at least on labels that it could learn
 CHUNK_CELLS = 50_000_000  # numbers of resampled outcomes that are in memory at a time
 
 
@@ -90,7 +91,7 @@ class Decision:
     hold_out: Gain
     newest: Gain | None
     checks: list[Check]
-    harmed: bool  # the hold-out, a label or a slice is worse beyond chance: the new rows made it so
+    harmed: bool  # the hold-out, a label or a slice is worse beyond chance, or the newest labels cannot be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,17 @@ def decide(
     ]
     promoted, why = verdict(on_hold_out, on_newest, [check for check in checks if not check.ok], bounds)
     harmed = not all(check.ok for check in answered) or on_hold_out.loss_chance <= bounds.level / ways
+    if on_newest is not None and not promoted and is_unlearned(on_hold_out, on_newest, bounds):
+        harmed, why = (
+            True,
+            f"a model that was trained on such labels is no more often right on them: {on_newest.candidate:.1%}",
+        )
     return Decision(promoted=promoted, why=why, hold_out=on_hold_out, newest=on_newest, checks=checks, harmed=harmed)
+
+
+def is_unlearned(hold_out: Gain, newest: Gain, bounds: Bounds) -> bool:
+    """Whether the newest labels look wrong: hard for a model that was trained on their like, no easier than before."""
+    return newest.candidate < LEARNED * hold_out.candidate and newest.chance > bounds.level
 
 
 def verdict(hold_out: Gain, newest: Gain | None, failed: Sequence[Check], bounds: Bounds) -> tuple[bool, str]:
