@@ -224,7 +224,6 @@ def went_wrong(rows: Sequence[dict[str, Any]]) -> list[str]:
     checks = {
         "a request failed": back["failed"] > 0,
         "the first batch was not promoted": not first["decision"].startswith("promoted"),
-        "the last batch was not promoted": not last["decision"].startswith("promoted"),
         "the flipped labels were promoted": bad["decision"].startswith("promoted"),
         "the new domain got no better": last["new domain"] <= films_only["new domain"],
         "the rollback changed nothing": back["version"] == last["version"],
@@ -248,7 +247,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = story(cast_of(args.data, args.old, sizes), Path(folder), ["--init", args.init], retrain)
     print(markdown(rows))
-    if wrong := went_wrong(rows):
+    wrong = went_wrong(rows) + (
+        [] if rows[3]["decision"].startswith("promoted") else ["the last batch was not promoted"]
+    )
+    if wrong:
         sys.exit(f"not as it should be: {', '.join(wrong)}")
 
 
