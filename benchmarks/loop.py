@@ -1,6 +1,6 @@
 """The whole loop, as it runs for months, in minutes: new labels make a better model, bad ones none, nobody waits.
 
-    python benchmarks/loop.py DATA --init minilm --old 20000 --batches 800,1200,4000 [--candidate base]
+    python benchmarks/loop.py DATA --init minilm --old 20000 --batches 1200,1200,4000 [--candidate base]
 
 A model of film phrases (SST-2) is served from a registry, and asked without a pause until the end. Comments of another
 domain (GoEmotions) are sent to it and labelled through `POST /v1/feedback` in three batches, the second with 40% of
@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--old", type=int, default=20_000, help="phrases that the first model learns from")
-    parser.add_argument("--batches", default="800,1200,4000", help="labels of each of the three; each gains less")
+    parser.add_argument("--batches", default="1200,1200,4000", help="labels of each of the three; each gains less")
     parser.add_argument("--init", default="minilm", help="encoder of the first model")
     parser.add_argument(
         "--candidate", choices=["production", "base"], default="production", help="what each candidate starts from"

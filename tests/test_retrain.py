@@ -308,7 +308,7 @@ def test_a_retraining_in_an_object_store_goes_on_on_another_machine(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_killed_at_fifty_moments_the_registry_loads_production_answers_and_the_next_run_goes_on(
     model: RegisteredModel, films: tuple[Path, Path], write_jsonl: Callable[..., Path]
 ) -> None:
