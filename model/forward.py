@@ -18,6 +18,7 @@ from model.cuda import CudaPasses
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from model.batch import Batch
     from model.encoder import Classifier
     from model.scores import Array
     from model.tokens import Row
@@ -70,8 +71,7 @@ class Forward:
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Launched:
         """Start a pass."""
-        config = self._classifier.config
-        batch = make_batch(rows, self.layout, config.pad_id, config.first_position)
+        batch = self._batch(rows)
         tokens = batch.tokens.shape[1]
         if self._cuda is not None:
             return Launched(self._cuda.launch(batch), tokens)
@@ -85,12 +85,15 @@ class Forward:
     @torch.inference_mode()
     def embed(self, rows: Sequence[Row]) -> Array:
         """The embeddings (N, D) of the rows, in their order."""
-        config = self._classifier.config
-        found = np.empty((len(rows), config.width), dtype=np.float32)
+        found = np.empty((len(rows), self._classifier.config.width), dtype=np.float32)
         for indices in self.plan(rows):
-            batch = make_batch([rows[i] for i in indices], self.layout, config.pad_id, config.first_position)
-            found[indices] = self._classifier.embed(batch.to(self._device)).float().cpu().numpy()
+            batch = self._batch([rows[i] for i in indices]).to(self._device)
+            found[indices] = self._classifier.embed(batch).float().cpu().numpy()
         return found
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        config = self._classifier.config
+        return make_batch(rows, self.layout, config.pad_id, config.first_position)
 
 
 def forward_rows(

@@ -138,7 +138,7 @@ class RegisteredModel:
     def _remove_the_abandoned(self) -> None:
         for partial in self.folder.glob(".partial-*"):
             with contextlib.suppress(FileNotFoundError):  # it has become a version, or another writer removes it
-                if time.time() - partial.stat().st_ctime > ABANDONED_AFTER_S:  # its mtime is copied from the bundle
+                if is_old(partial):
                     shutil.rmtree(partial, ignore_errors=True)
 
     def _there(self, wanted: str) -> str:
@@ -227,6 +227,11 @@ class RegisteredModel:
             yield
         except OSError as error:
             raise RegistryError(f"cannot be read ({error.strerror}): {self}") from None
+
+
+def is_old(copy: Path) -> bool:
+    """Whether nobody can be making it any more; its mtime is that of the bundle."""
+    return time.time() - copy.stat().st_ctime > ABANDONED_AFTER_S
 
 
 def unnamed(versions: list[str], named: set[str], keep: int) -> list[str]:

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING
 
 from model.disk import sync, write
 from model.manifest import content_hash
-from model.registry import ABANDONED_AFTER_S, VERSION, RegisteredModel, RegistryError, is_version, listed, unnamed
+from model.registry import (
+    ABANDONED_AFTER_S,
+    VERSION,
+    RegisteredModel,
+    RegistryError,
+    is_old,
+    is_version,
+    listed,
+    unnamed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -231,8 +240,3 @@ def abandoned(files: Mapping[str, Object]) -> list[str]:
         entry: max(one.written for one in files_of(entry, files).values()) for entry in begun if is_version(entry)
     }
     return [entry for entry, written in latest.items() if time.time() - written > ABANDONED_AFTER_S]
-
-
-def is_old(copy: Path) -> bool:
-    """Whether nobody can be adding it."""
-    return time.time() - copy.stat().st_ctime > ABANDONED_AFTER_S

@@ -123,13 +123,10 @@ def decide(
     if newest is not None:  # a label that is newer than the hold-out is only there
         of_newest = [*label_checks(*newest, bounds), *slice_checks(*newest, bounds)]
         answered += [replace(check, name=f"{check.name} on the newest labels") for check in of_newest]
-    abstains = [
-        _check_share("abstained on what is of no class", *both, bounds.slice_margin, bounds.level)
-        for both in ([outside] if outside is not None else [])
-    ]
-    checks = [
-        *answered,
-        *abstains,
+    checks = list(answered)
+    if outside is not None:  # says nothing of the new rows: a candidate without calibration never abstains
+        checks.append(_check_share("abstained on what is of no class", *outside, bounds.slice_margin, bounds.level))
+    checks += [
         _within("calibration error", *ece[:2], ece[0] + bounds.ece_margin + float(norm.isf(bounds.level)) * ece[2]),
         _within("bytes", cost[0].bytes, cost[1].bytes, cost[0].bytes * bounds.size_ratio),
         _within("ms of a text", cost[0].text_ms, cost[1].text_ms, cost[0].text_ms * bounds.time_ratio),

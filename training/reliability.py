@@ -102,9 +102,14 @@ def expected_calibration_error(confidence: Array, right: NDArray[np.bool_], num_
     return sum(b.count * abs(b.confidence - b.accuracy) for b in found) / len(right)
 
 
+def bin_numbers(confidence: Array, num_bins: int = ECE_BINS) -> NDArray[np.int64]:
+    """In which bin of equal width each lies (N,)."""
+    return np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+
+
 def bins(confidence: Array, right: NDArray[np.bool_], num_bins: int = ECE_BINS) -> list[Bin]:
     """Those of equal width that are not empty, from unsure to sure."""
-    bin_of = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    bin_of = bin_numbers(confidence, num_bins)
     size = np.bincount(bin_of, minlength=num_bins)
     sums = np.bincount(bin_of, confidence, num_bins), np.bincount(bin_of, right, num_bins)
     return [

@@ -13,7 +13,7 @@ from training.answers import Answers
 from training.data import set_aside, targets
 from training.evaluate import read
 from training.gate import Cost
-from training.reliability import ECE_BINS, expected_calibration_error, predictions
+from training.reliability import ECE_BINS, bin_numbers, expected_calibration_error, predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,14 +75,14 @@ def abstained_of(bundles: tuple[Bundle, Bundle], texts: Sequence[Text]) -> tuple
 def calibration_of(pair: tuple[Answers, Answers]) -> tuple[float, float, float]:
     """Calibration error of both, and the standard error of the difference: what it is on rows that are drawn anew."""
     errors, drawn = [], []
+    n, rng = len(pair[0].truth), np.random.default_rng(0)
+    often = np.array([rng.multinomial(n, np.full(n, 1 / n)) for _ in range(DRAWN)], dtype=np.float32)  # of both alike
     for answers in pair:
         confidence, right = predictions(answers.scores, answers.truth)
         errors.append(expected_calibration_error(confidence, right))
-        n, rng = len(answers.truth), np.random.default_rng(0)  # the same rows of both
         gaps = np.zeros((n, ECE_BINS), dtype=np.float32)  # by row and bin
-        bin_of = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-        np.add.at(gaps, (np.arange(len(confidence)) * n // len(confidence), bin_of), confidence - right)
-        often = np.array([rng.multinomial(n, np.full(n, 1 / n)) for _ in range(DRAWN)], dtype=np.float32)
+        row_of = np.arange(len(confidence)) * n // len(confidence)
+        np.add.at(gaps, (row_of, bin_numbers(confidence)), confidence - right)
         drawn.append(np.abs(often @ gaps).sum(axis=1) / len(confidence))
     return errors[0], errors[1], float((drawn[1] - drawn[0]).std())
 
