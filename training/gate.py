@@ -134,10 +134,8 @@ def decide(
     promoted, why = verdict(on_hold_out, on_newest, [check for check in checks if not check.ok], bounds)
     harmed = not all(check.ok for check in answered) or on_hold_out.loss_chance <= bounds.level / ways
     if on_newest is not None and not promoted and is_unlearned(on_hold_out, on_newest, bounds):
-        harmed, why = (
-            True,
-            f"a model that was trained on such labels is no more often right on them: {on_newest.candidate:.1%}",
-        )
+        harmed = True
+        why = f"a model that was trained on such labels is no more often right on them: {on_newest.candidate:.1%}"
     return Decision(promoted=promoted, why=why, hold_out=on_hold_out, newest=on_newest, checks=checks, harmed=harmed)
 
 
