@@ -4,8 +4,8 @@
 
 A model of film phrases (SST-2) is served from a registry, and asked without a pause until the end. Comments of another
 domain (GoEmotions) are sent to it and labelled through `POST /v1/feedback` in three batches, the second with 40% of
-its labels flipped; after each the labels are exported and `heed retrain` decides. At the end the last promotion is undone.
-Prints the table of the story; exit 1 where a request failed, or the story went another way.
+its labels flipped; after each the labels are exported and `heed retrain` decides. At the end the last promotion is
+undone. Prints the table of the story; exit 1 where a request failed, or the story went another way.
 """
 
 from __future__ import annotations

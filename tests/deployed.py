@@ -1,4 +1,4 @@
-"""`heed serve`, of the Serve config in deploy/rayservice.yaml: read and deployed as `serve run` does it.
+"""`heed serve`, of the Serve config in deploy/base/rayservice.yaml: read and deployed as `serve run` does it.
 
 Run by test_deploy.py, as a script. Only what a machine is not: a node for each replica, and ports that are free.
 """
@@ -16,7 +16,7 @@ from service import cli, launch
 if TYPE_CHECKING:
     from service.settings import Settings
 
-MANIFEST = Path(__file__).parent.parent / "deploy" / "rayservice.yaml"
+MANIFEST = Path(__file__).parent.parent / "deploy" / "base" / "rayservice.yaml"
 
 
 def start(folder: Path, settings: Settings) -> None:

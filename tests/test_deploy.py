@@ -1,59 +1,51 @@
-"""deploy/ and Dockerfile against the code that they name: versions, settings, and Ray's own schema."""
+"""deploy/ against the code that it names, Ray's own schema, and the definitions of what it is made of."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-import sys
-import tomllib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 import yaml
-from prometheus_client import REGISTRY
+from manifests import (
+    ADDED,
+    DEPLOY,
+    IMAGE,
+    KUBERAY_HEAD_PORTS,
+    OVERLAYS,
+    PINS,
+    RAYCRONJOB,
+    ROOT,
+    WHOLE,
+    Document,
+    build,
+    build_with,
+    errors,
+    every_overlay,
+    of_kind,
+    picks,
+    pods,
+    serve_config,
+)
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-from service import grpc_ingress, metrics  # noqa: F401  (metrics are registered)
+from service import grpc_ingress
 from service.grpc_messages import SERVICE, message
-from service.settings import Settings
+from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from conftest import Serve
 
-
-ROOT = Path(__file__).parent.parent
-STRICT_CHECK = ROOT.parent / "shared" / "k8s" / "validate_crs.py"
-ALERTS = ROOT / "deploy" / "alerts.yaml"
-MANIFEST = ROOT / "deploy" / "rayservice.yaml"
-DOCKERFILE = (ROOT / "Dockerfile").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text()))
-BASE = "python:3.11-slim-bookworm"
-
-
-@pytest.fixture(scope="module")
-def spec() -> dict[str, Any]:
-    service = yaml.safe_load(MANIFEST.read_text())
-    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
-    return dict(service["spec"])
-
-
-@pytest.fixture(scope="module")
-def serve_config(spec: dict[str, Any]) -> dict[str, Any]:
-    return dict(yaml.safe_load(spec["serveConfigV2"]))
-
-
-@pytest.fixture(scope="module")
-def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    cluster = spec["rayClusterConfig"]
-    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+SERVE_CONFIGS = {
+    path.parent.name: serve_config(yaml.safe_load(path.read_text()))
+    for path in (DEPLOY / "base" / "rayservice.yaml", *(DEPLOY / "overlays" / name / "serve.yaml" for name in OVERLAYS))
+}
+every_serve_config = pytest.mark.parametrize("config", SERVE_CONFIGS.values(), ids=SERVE_CONFIGS)
 
 
 def unknown_keys(given: object, read: object, path: str = "") -> Iterator[str]:
@@ -69,31 +61,28 @@ def unknown_keys(given: object, read: object, path: str = "") -> Iterator[str]:
             yield from unknown_keys(*pair, f"{path}[{i}]")
 
 
-def test_ray_reads_the_serve_config_and_drops_no_key(serve_config: dict[str, Any]) -> None:
-    assert list(unknown_keys(serve_config, ServeDeploySchema.model_validate(serve_config))) == []
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """All overlays, and those of somebody who adds components."""
+    own = {name: build_with(components, tmp_path_factory.mktemp("own")) for name, components in ADDED.items()}
+    return {name: build(DEPLOY / "overlays" / name) for name in OVERLAYS} | own
 
 
-def test_a_misspelt_key_would_be_found(serve_config: dict[str, Any]) -> None:
-    [application] = serve_config["applications"]
-    wrong = {**serve_config, "applications": [{**application, "rout_prefix": "/"}]}
+@every_serve_config
+def test_ray_reads_the_serve_config_and_drops_no_key(config: Document) -> None:
+    assert list(unknown_keys(config, ServeDeploySchema.model_validate(config))) == []
+    [application] = config["applications"]
+    wrong = {**config, "applications": [{**application, "rout_prefix": "/"}]}
     assert list(unknown_keys(wrong, ServeDeploySchema.model_validate(wrong))) == [".applications[0].rout_prefix"]
 
 
-def test_the_application_is_the_services_and_its_args_are_settings(serve_config: dict[str, Any]) -> None:
-    [application] = serve_config["applications"]
+@every_serve_config
+def test_the_application_is_the_services_its_args_are_settings_and_grpc_has_its_port(config: Document) -> None:
+    [application] = config["applications"]
     assert application["import_path"] == "service.app:build"
     assert "def build(" in (ROOT / "service" / "app.py").read_text()
     Settings(**application["args"])  # refuses what it does not know
-
-
-def test_grpc_is_served_on_the_port_that_its_service_has(
-    serve_config: dict[str, Any], pods: list[dict[str, Any]]
-) -> None:
-    assert serve_config["grpc_options"] == grpc_ingress.options(Settings().grpc_port)
-    service = yaml.safe_load((MANIFEST.parent / "grpc.yaml").read_text())["spec"]
-    assert [port["port"] for port in service["ports"]] == [serve_config["grpc_options"]["port"]]
-    ours = {key: value for key, value in service["selector"].items() if not key.startswith("ray.io/")}
-    assert ours.items() <= pods[-1]["metadata"]["labels"].items()
+    assert config["grpc_options"] == grpc_ingress.options(Settings().grpc_port)
 
 
 @pytest.mark.slow
@@ -108,101 +97,154 @@ def test_the_serve_config_of_the_manifest_answers_over_http_and_grpc(serve: Serv
     assert message("ModelInferResponse").FromString(answer).outputs[0].contents.bytes_contents == [b"positive"]
 
 
-def test_every_replica_finds_a_worker(spec: dict[str, Any], serve_config: dict[str, Any]) -> None:
-    [application], [workers] = serve_config["applications"], spec["rayClusterConfig"]["workerGroupSpecs"]
+@every_overlay
+def test_every_replica_finds_a_worker_with_the_cores_it_computes_on(built: dict[str, str], overlay: str) -> None:
+    [service] = of_kind(built[overlay], "RayService")
+    [application] = serve_config(service)["applications"]
+    [workers] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    settings = Settings(**application["args"])
     assert application["deployments"] == [{"name": "heed", "max_replicas_per_node": 1, "max_surge_percent": 0}]
-    assert application["args"]["replicas"] == workers["minReplicas"] == workers["replicas"]
+    assert settings.replicas == workers["minReplicas"] == workers["replicas"]
+    assert settings.most_replicas == workers["maxReplicas"]
     [container] = workers["template"]["spec"]["containers"]
-    assert application["args"]["compute_threads"] < int(container["resources"]["limits"]["cpu"])
+    limits = container["resources"]["limits"]
+    assert settings.compute_threads < int(limits["cpu"])
+    assert settings.gpus_per_replica == int(limits.get("nvidia.com/gpu", 0))
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"serve": settings.port, "grpc": settings.grpc_port, "metrics": 8080, "heed-metrics": 9400}
+    assert settings.metrics_port == ports["heed-metrics"]
 
 
-def test_the_manifest_names_the_versions_that_the_image_has(spec: dict[str, Any], pods: list[dict[str, Any]]) -> None:
-    assert spec["rayClusterConfig"]["rayVersion"] == PINS["ray"]
-    images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
-    assert images == {f"heed:{PROJECT['version']}-ray{PINS['ray']}"}
+@every_overlay
+def test_images_and_ray_are_those_of_the_lock_file(built: dict[str, str], overlay: str) -> None:
+    ours = {image for image in re.findall(r"image: (\S+)", built[overlay]) if not image.startswith("redis:")}
+    assert ours == {f"{IMAGE}-cuda" if overlay == "gpu" else IMAGE}
+    assert set(re.findall(r"rayVersion: (\S+)", built[overlay])) == {PINS["ray"]}
+    assert f"image: {IMAGE}\n" in (DEPLOY / "kserve" / "inferenceservice.yaml").read_text()
 
 
-def test_pods_carry_our_label_and_the_fast_path_and_pass_the_restricted_profile(pods: list[dict[str, Any]]) -> None:
-    for pod in pods:
+@every_overlay
+def test_every_selector_picks_a_pod_and_every_pod_is_closed_but_for_what_is_named(
+    built: dict[str, str], overlay: str
+) -> None:
+    labels = [pod["labels"] for pod in pods(built[overlay]).values()]
+    policies = of_kind(built[overlay], "NetworkPolicy")
+    selectors = [policy["spec"]["podSelector"] for policy in policies]
+    for policy in policies:
+        rules = policy["spec"].get("ingress", []) + policy["spec"].get("egress", [])
+        peers = [peer for rule in rules for peer in rule.get("from", []) + rule.get("to", [])]
+        selectors += [peer["podSelector"] for peer in peers if "podSelector" in peer]
+    selectors += [
+        each["spec"]["selector"]
+        for kind in ("PodMonitor", "PodDisruptionBudget")
+        for each in of_kind(built[overlay], kind)
+    ]
+    selectors += [{"matchLabels": each["spec"]["selector"]} for each in of_kind(built[overlay], "Service")]
+    of_others = {"matchLabels": {"heed-client": "true"}}
+    for selector in selectors:
+        assert selector == of_others or any(picks(selector, each) for each in labels), selector
+    [closed] = [policy for policy in policies if policy["metadata"]["name"] == "heed-nothing-else"]
+    assert closed["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not closed["spec"].keys() & {"ingress", "egress"}
+    assert all(picks(closed["spec"]["podSelector"], each) for each in labels)
+
+
+def test_prometheus_scrapes_ports_that_pods_have(built: dict[str, str]) -> None:
+    for monitor in of_kind(built[WHOLE], "PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            for pod in pods(built[WHOLE]).values():
+                if picks(monitor["spec"]["selector"], pod["labels"]):
+                    named = {port["name"] for port in pod["spec"]["containers"][0].get("ports", [])}
+                    assert endpoint["port"] in (named or KUBERAY_HEAD_PORTS)
+
+
+@every_overlay
+def test_pods_pass_the_restricted_profile_and_get_no_more_memory_than_they_ask_for(
+    built: dict[str, str], overlay: str
+) -> None:
+    for name, pod in pods(built[overlay]).items():
         [container] = pod["spec"]["containers"]
-        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert pod["spec"]["securityContext"]["runAsNonRoot"], name
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert container["resources"]["limits"].keys() >= {"cpu", "memory"}, name
+        if name.startswith("Ray"):  # killed for memory, a worker takes its requests along
+            assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+
+
+@every_overlay
+def test_the_head_runs_no_replica_and_the_ray_of_every_cluster_asks_for_a_token(
+    built: dict[str, str], overlay: str
+) -> None:
+    [service] = of_kind(built[overlay], "RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert service["spec"]["excludeHeadPodFromServeSvc"]
+    jobs = [job["spec"]["rayClusterSpec"] for job in of_kind(built[overlay], "RayJob")]
+    for each in (cluster, *jobs):
+        assert each["authOptions"] == {"mode": "token", "secretName": "heed-ray-token"}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        environment = {entry["name"]: entry["value"] for entry in group["template"]["spec"]["containers"][0]["env"]}
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
         assert "PROMETHEUS_MULTIPROC_DIR" not in environment  # Ray's own processes would share it
-        assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "heed"
-        assert pod["spec"]["securityContext"]["runAsNonRoot"]
-        assert not container["securityContext"]["allowPrivilegeEscalation"]
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_a_worker_can_keep_a_model_of_the_hub(pods: list[dict[str, Any]]) -> None:
-    assert " HOME=/tmp " in DOCKERFILE  # below which the hub's library keeps its downloads
-    spec = pods[-1]["spec"]
-    assert {"name": "tmp", "mountPath": "/tmp"} in spec["containers"][0]["volumeMounts"]
-    assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
+def test_overlays_are_valid_against_the_definitions_of_their_kinds(built: dict[str, str], tmp_path: Path) -> None:
+    assert errors(built, tmp_path) == {}
 
 
-def test_the_head_runs_no_replica_and_the_clusters_token_has_a_known_name(spec: dict[str, Any]) -> None:
-    cluster = spec["rayClusterConfig"]
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert cluster["authOptions"] == {"mode": "token", "secretName": "heed-ray-token"}
+MISTAKES = {  # right, wrong
+    "unknown field": ("rayClusterConfig:", "rayClusterSpecs:"),
+    "no number": ("minReplicas: 2", 'minReplicas: "2"'),
+    "least over most": ("minReplicas: 2", "minReplicas: 8"),
+    "no string": ('num-cpus: "0"', "num-cpus: 0"),
+    "key that Ray drops": ("route_prefix: /", "rout_prefix: /"),
+    "minute 61": ("schedule: 30 3 * * *", "schedule: 61 3 * * *"),
+    "unknown field of a CronJob": ("concurrencyPolicy: Forbid", "concurrencyPolicies: Forbid"),
+    "against the autoscaler": ("restartPolicy: Never", "restartPolicy: Always"),
+    "Ray without tokens": ("rayVersion: 2.60.0", "rayVersion: 2.40.0"),
+    "unknown field of a PodMonitor": ("podMetricsEndpoints:", "podMetricEndpoints:"),
+    "no PromQL": ("expr: absent(", "expr: absent(("),
+    "no number or share": ("minAvailable: 1", "minAvailable: [1]"),
+    "unknown field of a NetworkPolicy": ("policyTypes:", "policyType:"),
+    "a key twice": ("secretName: heed-ray-token", "secretName: heed-ray-token\n      secretName: other"),
+}
 
 
-@pytest.mark.parametrize("name", ["rayservice.yaml", "alerts.yaml"])
-def test_the_manifest_is_valid_against_its_definition(name: str) -> None:
-    if not STRICT_CHECK.is_file():
-        pytest.skip("no strict checker with the definitions beside this checkout")
-    check = subprocess.run([sys.executable, STRICT_CHECK, MANIFEST.with_name(name)], capture_output=True, text=True)
-    assert check.returncode == 0, check.stdout + check.stderr
+def test_each_deliberate_mistake_is_refused(built: dict[str, str], tmp_path: Path) -> None:
+    assert all(right in built[WHOLE] for right, _ in MISTAKES.values())
+    wrong = {name: built[WHOLE].replace(*change, 1) for name, change in MISTAKES.items()}
+    assert errors(wrong, tmp_path).keys() == MISTAKES.keys()
 
 
-def test_every_metric_that_an_alert_names_is_one_that_the_service_exports() -> None:
-    exported = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
-    exported |= {f"{metric.name}_total" for metric in REGISTRY.collect() if metric.type == "counter"}
-    exported |= {metric.name for metric in REGISTRY.collect()}
-    named = set(re.findall(r"heed_\w+", " ".join(re.findall(r"(?m)^ +expr: (.*)$", ALERTS.read_text()))))
-    assert len(named) == 3
-    assert named <= exported
+def test_a_raycronjob_runs_what_a_cronjob_would_and_when(built: dict[str, str]) -> None:
+    [job], [cron] = of_kind(built[RAYCRONJOB], "RayJob"), of_kind(built[RAYCRONJOB], "RayCronJob")
+    [instead] = of_kind(built[WHOLE], "CronJob")
+    assert cron["spec"]["schedule"] == instead["spec"]["schedule"]
+    for key, value in cron["spec"]["jobTemplate"].items():
+        assert value == job["spec"][key]
 
 
-def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (Debian: prometheus)")
-    rules = yaml.safe_load(ALERTS.read_text())["spec"]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
-    (tmp_path / "test.yaml").write_text(ALERTS.with_name("alerts_test.yaml").read_text())
-    for command in (["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]):
-        check = subprocess.run(["promtool", *command], capture_output=True, text=True, cwd=tmp_path)
-        assert check.returncode == 0, check.stdout + check.stderr
+def test_kserve_runs_the_same_image_with_settings_that_there_are_and_asks_routes_that_there_are() -> None:
+    service = yaml.safe_load((DEPLOY / "kserve" / "inferenceservice.yaml").read_text())
+    [container] = service["spec"]["predictor"]["containers"]
+    named = {entry["name"].removeprefix("HEED_").lower(): entry["value"] for entry in container["env"]}
+    load_settings(named)
+    assert container["args"] == ["heed", "serve"]
+    assert container["ports"][0]["containerPort"] == Settings().port
+    routes = (ROOT / "service" / "dialects" / "v2_openapi.py").read_text()
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in routes
 
 
-def test_both_stages_of_the_image_start_from_the_pinned_base() -> None:
-    assert re.findall(r"(?m)^FROM (\S+)", DOCKERFILE) == [BASE, BASE]
-
-
-def test_the_image_takes_versions_from_the_constraints_and_its_label_from_the_project() -> None:
-    installs = re.findall(r"pip --python \S+ install (.*)", DOCKERFILE)
-    assert installs
-    assert all(line.startswith(("-c constraints.txt", "--no-deps .")) for line in installs)
-    assert "==2" not in DOCKERFILE.replace("=== tells 2.13.0", "")  # no version of a package written here
-    assert f'image.version="{PROJECT["version"]}"' in DOCKERFILE
-
-
-def test_no_address_of_a_registry_is_written_down() -> None:
-    for text in (DOCKERFILE, MANIFEST.read_text()):
-        assert "://" not in text
-        assert "index-url" not in text
-
-
-def test_the_image_runs_as_a_numeric_user_and_is_healthy_when_ready() -> None:
-    assert re.search(r"(?m)^USER [1-9]\d*:\d+$", DOCKERFILE)
-    [check] = re.findall(r"(?m)^HEALTHCHECK .*? CMD (\[.*\])$", DOCKERFILE)
-    program, flag, code = json.loads(check)
-    compile(code, "healthcheck", "exec")
-    assert (program, flag) == ("python", "-c")
-    assert "/health/ready" in code
-
-
-def test_everything_that_is_installed_reaches_the_build() -> None:
-    allowed = set(re.findall(r"(?m)^!(\S+)$", (ROOT / ".dockerignore").read_text()))
-    needed = {"pyproject.toml", "constraints.txt", PROJECT["readme"], *PROJECT["license-files"]}
-    assert needed | {"heed", "model", "service", "training"} == allowed
+def test_kserves_predictor_is_a_valid_pod(tmp_path: Path) -> None:
+    service = yaml.safe_load((DEPLOY / "kserve" / "inferenceservice.yaml").read_text())
+    kserves = {"minReplicas", "maxReplicas", "timeout"}
+    spec = {key: value for key, value in service["spec"]["predictor"].items() if key not in kserves}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "heed"}, "spec": spec}
+    assert errors({"pod": yaml.safe_dump(pod)}, tmp_path) == {}
