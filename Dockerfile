@@ -17,11 +17,18 @@ RUN torch=$(sed -n 's/^torch==//p' constraints.txt) && \
 # otel: spans; postgres: the feedback_store of several nodes; s3: a registry in an object store.
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["otel"], *extras["postgres"], *extras["s3"], "ray[default]", sep="\n")' > requirements.txt && \
     pip --python /opt/heed/bin/python install -c constraints.txt -r requirements.txt
+# What compilers, Java and the packages' own tests want, 0.3 GB; import torch looks for torch_shm_manager.
+WORKDIR /opt/heed/lib/python3.11/site-packages
+RUN rm -rf torch/test torch/include ray/jars && find torch/bin -type f ! -name torch_shm_manager -delete && \
+    find matplotlib networkx numpy scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
+WORKDIR /src
 COPY . .
 RUN pip --python /opt/heed/bin/python install --no-deps .
 
 FROM python:3.11-slim-bookworm
 # wget: KubeRay's probes run it, with grep and bash. tini: forwards signals from the first moment, reaps orphans.
+# Their versions are those of the distribution's release, whose mirrors keep one of each.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends tini wget && rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --home-dir /tmp --no-create-home heed
 COPY --from=build /opt/heed /opt/heed

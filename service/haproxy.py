@@ -1,13 +1,14 @@
 """What Ray starts in place of HAProxy: mend the configuration that Ray rendered, then become HAProxy.
 
 Run as a script, by path, without site-packages: HAPROXY_BINARY HOST FOLDER [arguments of HAProxy], where
-FOLDER holds the answer while no replica is up, and a file STOPPING once nothing is to start any more.
+FOLDER holds the answers that no replica gives, and a file STOPPING once nothing is to start any more.
 Ray reloads HAProxy through the same command, so the mends stay. What they mend, in Ray 2.60's template:
   - ports 9101 and 8404 (metrics, statistics) listen on all interfaces and cannot be turned off
   - a log line per request, with its path
   - idle keep-alive connections hold up a soft stop for 90 s; they are not closed at once, as the process before
     a reload would then close them under requests that are being sent
   - with no replica up, requests wait in Ray's Python proxy, or get 404, instead of 503 at once
+  - where a replica ends under a request, the answer is HTML
   - no limit on how slowly a client may send its headers
   - headers of a client that Ray obeys or stumbles over
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 STOPPING = "stopping"
-NO_REPLICA = "503.http"
+INSTEAD = (502, 503, 504)  # statuses of HAProxy's own that are answered by a file, such as 503.http
 # Ray takes the first two from any client: a deadline with an answer of its own shape, and a leaver that
 # is not noticed. A request id that is not short and printable would be a 500 there.
 HEADERS = """    http-request del-header x-request-timeout-seconds
@@ -45,7 +46,7 @@ def mend(text: str, host: str, folder: str) -> str:
         "timeout http-request 10s",
         "timeout server 3600s",
         "timeout queue 5s",
-        f"errorfile 503 {folder}/{NO_REPLICA}",
+        *(f"errorfile {status} {folder}/{status}.http" for status in INSTEAD),
     ]
     return text.replace("    mode http\n", "".join(f"    {line}\n" for line in ours), 1)
 

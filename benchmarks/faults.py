@@ -1,0 +1,394 @@
+"""What a client sees while parts of the service are killed, stopped, filled or spoiled.
+
+    python benchmarks/faults.py [--rate 40] [--seconds 20] [--only NAME]...
+
+Two replicas of a small model follow a registry. Requests are sent at a constant rate, without retries, each of one text
+whose answer is known; a few seconds in, the fault happens. Prints a table: what was answered, refused or lost, the
+longest time in which nothing was answered, and after how long the service was whole again. Exit 1 where an answer was
+wrong, or the service did not come back. tests/test_faults.py runs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import httpx
+from timing import markdown
+
+from model.registry import registered
+from service.guard import processes_of
+from service.launch import free_port, haproxies
+from service.settings import SENTIMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+ROOT = Path(__file__).parent.parent
+NAME = "mood"
+AFTER_S = 3.0  # the fault happens so long after the first request
+BACK_S = 120.0  # within which the service is whole again
+PATIENCE_S = 20.0  # of a client
+WORDS = [
+    "a",
+    "the",
+    "film",
+    "gorgeous",
+    "witty",
+    "dull",
+    "tedious",
+    "lovely",
+    "mess",
+    "of",
+    "and",
+    "cast",
+    "plot",
+    "never",
+]
+HEED = [sys.executable, "-m", "service"]
+
+
+Fault = Callable[
+    ["Service"], Callable[[], bool] | None
+]  # what it returns tells whether it is over, where that takes a while
+
+
+@dataclass
+class Seen:
+    """What clients got: a row for each request, (sent, answered, what)."""
+
+    rows: list[tuple[float, float, str]] = field(default_factory=list)
+    struck: float = 0.0  # when the fault happened
+    whole_s: float | None = None  # from there until the service was whole
+
+    def counts(self) -> Counter[str]:
+        return Counter(what for _, _, what in self.rows)
+
+    def silence_s(self) -> float:
+        """The longest time in which no request was answered, of those after the fault."""
+        answered = sorted(at for _, at, what in self.rows if what == "200" and at >= self.struck)
+        times = [self.struck, *answered]
+        return max((b - a for a, b in pairwise(times)), default=float("inf"))
+
+
+class Service:
+    """`heed serve` with two replicas of a model that is followed, and its registry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.registry = folder / "registry"
+        self.broken = folder / "broken"
+        self.broken.write_text("")
+        self.heed("registry", "add", str(self.registry), NAME, str(SENTIMENT), "--promote")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        flags = ["--port", str(self.port), "--grpc-port", "0", "--replicas", "2", "--registry-poll-s", "0.5"]
+        flags += ["--precision", "fp32"]  # an answer does not hang on its neighbours, as in bf16 by some thousandths
+        program = [sys.executable, "-m", "tests.breakable", "serve", f"{self.registry}/{NAME}@production", *flags]
+        environment = os.environ | {"BROKEN": str(self.broken)}
+        self.process = subprocess.Popen(
+            program,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.folder = self._until_ready()
+        self.expected = asyncio.run(self._answers())
+
+    def _until_ready(self) -> Path:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if "ready after" in line:
+                break
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
+        [folder] = [words[-2].decode() for words in commands if any(word.endswith(b"guard.py") for word in words)]
+        return Path(folder)
+
+    def heed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*HEED, *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+
+    async def _answers(self) -> dict[str, float]:
+        """The texts of the load, and what the model says of each."""
+        rng = random.Random(0)
+        texts = [" ".join(rng.choices(WORDS, k=8)) for _ in range(200)]
+        async with aiohttp.ClientSession() as session:
+            return {text: score_of(await ask(session, self.url, text)) for text in texts}
+
+    def processes(self, named: bytes) -> list[int]:
+        """Ids of the processes of the service whose command line has this."""
+        found = []
+        for pid in processes_of(str(self.folder)):
+            with contextlib.suppress(OSError):
+                if named in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def is_whole(self) -> bool:
+        """Whether both replicas answer, under an ingress and a controller."""
+        parts = [
+            self.processes(b"ray::ServeReplica"),
+            self.processes(b"service.engine") or self.processes(b"breakable_engine"),
+        ]
+        if (
+            any(len(part) < 2 for part in parts)
+            or not haproxies(self.folder)
+            or not self.processes(b"ray::ServeController")
+        ):
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            return all(httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200 for _ in range(4))
+        return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+
+async def ask(session: aiohttp.ClientSession, url: str, text: str) -> tuple[int, Any]:
+    async with session.post(
+        f"{url}/v1/classify", json={"texts": [text]}, timeout=aiohttp.ClientTimeout(PATIENCE_S)
+    ) as got:
+        return got.status, await got.json(content_type=None)
+
+
+def score_of(answer: tuple[int, Any]) -> float:
+    """Of the label `positive`."""
+    [result] = answer[1]["results"]
+    return next(float(label["score"]) for label in result["labels"] if label["label"] == "positive")
+
+
+async def watch(service: Service, fault: Fault, rate: float, seconds: float) -> Seen:
+    """Send requests at a rate, let the fault happen, and note what comes; goes on until the service is whole."""
+    seen = Seen()
+    start = time.monotonic()
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        text = random.choice(list(service.expected))
+        sent = time.monotonic()
+        try:
+            status, body = await ask(session, service.url, text)
+            what = str(status)
+            if status == 200:
+                failed = body["results"][0].get("error")
+                right = failed or abs(score_of((status, body)) - service.expected[text]) < 1e-4
+                what = "failed text" if failed else what if right else "wrong"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            what = "no answer in time" if isinstance(error, TimeoutError) else "connection lost"
+        except ValueError:
+            what = "no JSON"
+        seen.rows.append((sent, time.monotonic(), what))
+
+    async def strike() -> None:
+        await asyncio.sleep(AFTER_S)
+        seen.struck = time.monotonic()
+        is_over = await asyncio.to_thread(fault, service) or (lambda: True)
+        while not (is_over() and await asyncio.to_thread(service.is_whole)):
+            if time.monotonic() > seen.struck + BACK_S:
+                return
+            await asyncio.sleep(0.1)
+        seen.whole_s = time.monotonic() - seen.struck
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        striking = asyncio.create_task(strike())
+        asked = []
+        while time.monotonic() < start + seconds or not striking.done():
+            asked.append(asyncio.create_task(one(session)))
+            await asyncio.sleep(max(0.0, start + len(asked) / rate - time.monotonic()))
+        await asyncio.gather(*asked, striking)
+    return seen
+
+
+def kill(named: bytes) -> Fault:
+    """One process whose command line has this."""
+
+    def strike(service: Service) -> None:
+        os.kill(service.processes(named)[0], signal.SIGKILL)
+
+    return strike
+
+
+def kill_haproxy(service: Service) -> None:
+    os.kill(haproxies(service.folder)[0], signal.SIGKILL)
+
+
+def hang(service: Service) -> Callable[[], bool]:
+    """The device of one replica computes no more, and says nothing."""
+    pid = service.processes(b"ray::ServeReplica")[0]
+    service.broken.write_text(f"hang {pid}")
+    return lambda: not Path(f"/proc/{pid}").exists()
+
+
+def out_of_memory(service: Service) -> None:
+    """Every pass of two rows or more is too large for a while."""
+    service.broken.write_text("memory")
+    time.sleep(5)
+    service.broken.write_text("")
+
+
+def registry_gone(service: Service) -> None:
+    """As a volume that is not there; comes back after a while."""
+    away = service.registry.with_name("away")
+    service.registry.rename(away)
+    time.sleep(5)
+    away.rename(service.registry)
+
+
+def registry_hangs(service: Service) -> None:
+    """As a network's volume whose server is gone: whoever opens the file waits."""
+    aliases = service.registry / NAME / "aliases.json"
+    kept = aliases.read_bytes()
+    with taken_away(aliases):
+        os.mkfifo(aliases)
+        time.sleep(5)
+        with contextlib.suppress(OSError):  # whoever waits reads it, and nobody else will
+            handle = os.open(aliases, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(handle, kept)
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def taken_away(file: Path) -> Iterator[None]:
+    kept = file.with_name("kept")
+    file.rename(kept)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        kept.rename(file)
+
+
+def registry_full(service: Service) -> None:
+    """A version is added and promoted where no byte can be written."""
+    version = another_version(service.registry.with_name("another"))
+    add = [*HEED, "registry", "add", str(service.registry), NAME, str(version), "--promote"]
+    ran = subprocess.run(
+        ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *add], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode != 0, ran.stderr
+    assert "Traceback" not in ran.stderr, ran.stderr
+
+
+def another_version(folder: Path) -> Path:
+    """The model that comes with Heed with another setting, which makes it another version."""
+    shutil.copytree(SENTIMENT, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1.1e-5}))
+    return folder
+
+
+SPOILED: Mapping[str, Callable[[Path], object]] = {
+    "weights cut off": lambda version: os.truncate(version / "model.safetensors", 1_000_000),
+    "a bit of the weights flipped": lambda version: flip(version / "model.safetensors"),
+    "a config that is no JSON": lambda version: (version / "config.json").write_text("{"),
+    "no tokenizer": lambda version: (version / "tokenizer.json").unlink(),
+    "probes that it does not reproduce": lambda version: change_probes(version / "heed.json"),
+}
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+
+
+def change_probes(file: Path) -> None:
+    manifest = json.loads(file.read_text())
+    manifest["probes"][0]["logits"] = [9.0 for _ in manifest["probes"][0]["logits"]]
+    file.write_text(json.dumps(manifest))
+
+
+def spoil(how: str) -> Fault:
+    """A version is promoted whose files are not whole: it has to be refused, and said."""
+
+    def strike(service: Service) -> None:
+        good = registered(service.registry, NAME).aliases()["production"]
+        version = service.registry / NAME / f"spoiled{len(list((service.registry / NAME).iterdir()))}"
+        shutil.copytree(service.registry / NAME / good, version)
+        SPOILED[how](version)
+        aliases = service.registry / NAME / "aliases.json"
+        kept = aliases.read_text()
+        written = aliases.with_name("next")
+        written.write_text(json.dumps(json.loads(kept) | {"production": version.name}))
+        written.replace(aliases)
+        end = time.monotonic() + BACK_S
+        while not httpx.get(f"{service.url}/v1/models").json()["models"][0]["last_error"]:
+            assert time.monotonic() < end, f"not refused: {how}"
+            time.sleep(0.2)
+        written.write_text(kept)
+        written.replace(aliases)
+
+    return strike
+
+
+FAULTS: Mapping[str, Fault] = {
+    "a replica is killed": kill(b"ray::ServeReplica"),
+    "a replica's engine is killed": kill(b"breakable_engine"),
+    "HAProxy is killed": kill_haproxy,
+    "Serve's controller is killed": kill(b"ray::ServeController"),
+    "a replica's passes hang": hang,
+    "passes run out of memory, 5 s": out_of_memory,
+    "the registry is gone, 5 s": registry_gone,
+    "the registry hangs, 5 s": registry_hangs,
+    "a promotion on a full disk": registry_full,
+} | {f"promoted: {how}": spoil(how) for how in SPOILED}
+
+
+def row(name: str, seen: Seen) -> dict[str, str]:
+    """Of the table."""
+    counts = seen.counts()
+    answered = counts.pop("200", 0)
+    return {
+        "fault": name,
+        "answered": f"{answered:,} of {len(seen.rows):,}",
+        "not answered": ", ".join(f"{n} {what}" for what, n in counts.most_common()) or "none",
+        "silence": f"{seen.silence_s():.2f} s",
+        "whole again": "not" if seen.whole_s is None else f"{seen.whole_s:.1f} s",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="What a client sees of faults.")
+    parser.add_argument("--rate", type=float, default=40, metavar="N", help="requests a second")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="of each fault, at least")
+    parser.add_argument("--only", action="append", choices=[*FAULTS], metavar="NAME")
+    args = parser.parse_args(argv)
+    table, good = [], True
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(Path(folder))
+        try:
+            for name in args.only or FAULTS:
+                seen = asyncio.run(watch(service, FAULTS[name], args.rate, args.seconds))
+                good = good and seen.whole_s is not None and not seen.counts()["wrong"]
+                table.append(row(name, seen))
+                print(table[-1], file=sys.stderr, flush=True)
+        finally:
+            service.stop()
+    print(markdown(table))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

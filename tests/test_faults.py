@@ -1,0 +1,43 @@
+"""Parts of the service are killed, stopped, filled and spoiled under load (benchmarks/faults.py): what clients see."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from faults import FAULTS, Service, watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+RATE, SECONDS = 20, 8
+LOST = {  # outcomes that a fault may cost, and of how many requests
+    "a replica is killed": ({"connection lost", "503"}, 5),
+    "a replica's engine is killed": ({"failed text", "503"}, 20),
+    "HAProxy is killed": ({"connection lost", "503"}, RATE * 30),
+    "a replica's passes hang": ({"no answer in time", "503", "504"}, 40),
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    started = Service(tmp_path_factory.mktemp("faults"))
+    yield started
+    started.stop()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_breaks_no_answer_is_wrong_none_is_lost_that_need_not_be_and_the_service_comes_back(
+    service: Service, fault: str
+) -> None:
+    seen = asyncio.run(watch(service, FAULTS[fault], RATE, SECONDS))
+    others = seen.counts()
+    answered = others.pop("200")
+    allowed, most = LOST.get(fault, (set[str](), 0))
+    assert set(others) <= allowed, others
+    assert others.total() <= most, others
+    assert answered + others.total() == len(seen.rows)
+    assert seen.whole_s is not None
