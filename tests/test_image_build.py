@@ -1,0 +1,59 @@
+"""The image, built for real: run as production runs it, and as the KubeRay operator runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from containers import Podman, flags_of_this_machine, podman_with
+from manifests import ROOT
+from test_image import BASE
+
+from service.launch import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+IMAGE = "localhost/heed:test"
+LIMIT_BYTES = 2_500_000_000
+READY_S = 30
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    made = podman_with(f"docker.io/library/{BASE}", tmp_path_factory.mktemp("podman"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def said(podman: Podman) -> str:
+    """What `make image` prints."""
+    environment = podman.environment | {"DOCKER": "podman", "IMAGE": IMAGE, "PORT": str(free_port())}
+    command = [str(ROOT / "deploy" / "try_image.sh"), *flags_of_this_machine(podman.folder)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    return ran.stdout
+
+
+def test_it_answers_from_a_read_only_root_without_capabilities_and_stops_when_asked(said: str) -> None:
+    answer = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert answer["results"][0]["labels"][0]["label"] == "positive"
+    assert float(re.findall(r"ready after (\S+) s", said)[0]) < READY_S
+    assert "exit 0" in said or "exit 143" in said  # 143: the signal came before the start had ended
+
+
+def test_it_is_small_and_has_no_compiler_no_pip_of_its_own_and_no_root(podman: Podman, said: str) -> None:
+    assert int(re.findall(r"bytes of the image: (\d+)", said)[0]) < LIMIT_BYTES
+    look = "id -u; command -v gcc cc make; ls /opt/heed/bin | grep -c ^pip"
+    assert podman("run", "--rm", IMAGE, "sh", "-c", look, check=False).stdout.split() == ["10001", "0"]
+
+
+def test_every_command_starts_in_it(podman: Podman, said: str) -> None:
+    imports = "import model.stored, training.retrain, service.feedback_store, training.report, s3fs, psycopg"
+    podman("run", "--rm", "--read-only", "--tmpfs", "/tmp", IMAGE, "python", "-c", imports)
+    assert "retrain" in podman("run", "--rm", IMAGE, "heed", "--help").stdout
