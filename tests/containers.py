@@ -20,6 +20,8 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[network]
+network_config_dir = "{0}/networks"
 """
 STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/graph"\nrunroot = "{0}/run"\n'
 CERTIFICATES = "/etc/ssl/certs"
@@ -31,7 +33,7 @@ class Podman:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "containers.conf").write_text(CONTAINERS)
+        (folder / "containers.conf").write_text(CONTAINERS.format(folder))
         (folder / "storage.conf").write_text(STORAGE.format(folder))
         self.environment = os.environ | {
             "CONTAINERS_CONF": str(folder / "containers.conf"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from containers import Podman, flags_of_this_machine, podman_with
+from kuberay import Cluster, wait_for
 from manifests import ROOT
 from test_image import BASE
 
@@ -57,3 +61,30 @@ def test_every_command_starts_in_it(podman: Podman, said: str) -> None:
     imports = "import model.stored, training.retrain, service.feedback_store, training.report, s3fs, psycopg"
     podman("run", "--rm", "--read-only", "--tmpfs", "/tmp", IMAGE, "python", "-c", imports)
     assert "retrain" in podman("run", "--rm", IMAGE, "heed", "--help").stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(podman: Podman, said: str) -> Cluster:
+    started = Cluster(podman, IMAGE)
+    started.serve()
+    return started
+
+
+def test_started_as_the_operator_starts_it_both_workers_answer_and_ray_wants_its_token(cluster: Cluster) -> None:
+    for worker in cluster.workers:
+        wait_for(functools.partial(cluster.answers, worker))
+    assert httpx.get(f"{cluster.dashboard}/api/serve/applications/").status_code == 401
+
+
+def test_the_probes_of_the_operator_pass_in_every_pod(cluster: Cluster) -> None:
+    agent = "wget -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success"
+    serve = f"{agent} && wget -T 2 -q -O- http://localhost:8000/-/healthz | grep success"
+    for name, probe in {"head": agent, **dict.fromkeys(cluster.workers, serve)}.items():
+        wait_for(functools.partial(cluster.passes, name, probe))
+
+
+def test_a_worker_that_is_killed_costs_the_other_nothing(cluster: Cluster) -> None:
+    cluster.podman("kill", "two")
+    for _ in range(40):
+        assert cluster.answers("one")
+        time.sleep(0.25)
