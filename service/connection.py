@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+LINGERS_S = 2.0  # a connection that is closed under what is being sent takes the answer along
+
 
 class Corked:
     """A transport that writes at once, at the end of a turn of the event loop, what is written in it."""
@@ -41,8 +43,26 @@ class Corked:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol over a corked transport."""
+    """uvicorn's protocol over a corked transport, which does not read for ever."""
+
+    _is_unread = False  # answered, and the body goes on
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start."""
         super().connection_made(cast("asyncio.Transport", Corked(transport)))
+
+    def on_response_complete(self) -> None:
+        """A caller who is answered before all of the body came may end it, to read the answer; then nobody reads on."""
+        super().on_response_complete()
+        if self.cycle is not None and self.cycle.more_body:
+            self._is_unread = True
+            self.loop.call_later(LINGERS_S, self._close_if_unread)
+
+    def on_message_complete(self) -> None:
+        """All of a body has come."""
+        self._is_unread = False
+        super().on_message_complete()
+
+    def _close_if_unread(self) -> None:
+        if self._is_unread:
+            self.transport.close()

@@ -135,6 +135,7 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",  # its first checks are spread over as long, and a start waits
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",  # of silence in the middle of a body; an answer may take longer
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.grpc_ingress:listen_on_loopback",
