@@ -92,7 +92,7 @@ class Seen:
 class Service:
     """`heed serve` with two replicas of a model that is followed, and its registry."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         self.registry = folder / "registry"
         self.broken = folder / "broken"
         self.broken.write_text("")
@@ -101,7 +101,15 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         flags = ["--port", str(self.port), "--grpc-port", "0", "--replicas", "2", "--registry-poll-s", "0.5"]
         flags += ["--precision", "fp32"]  # an answer does not hang on its neighbours, as in bf16 by some thousandths
-        program = [sys.executable, "-m", "tests.breakable", "serve", f"{self.registry}/{NAME}@production", *flags]
+        program = [
+            sys.executable,
+            "-m",
+            "tests.breakable",
+            "serve",
+            f"{self.registry}/{NAME}@production",
+            *flags,
+            *more,
+        ]
         environment = os.environ | {"BROKEN": str(self.broken)}
         self.process = subprocess.Popen(
             program,

@@ -1,47 +1,226 @@
-"""Whether a replica's memory stays flat: resident bytes while requests go by, as the replica itself reports them.
+"""An hour of everything at once: does memory stay flat, do answers stay right, is the end as fast as the start?
 
-heed serve BUNDLE --port 8000
-python benchmarks/soak.py http://127.0.0.1:8000 --texts FILE [--requests 200000] [--connections 64]
+    python benchmarks/soak.py [--minutes 60] [--rate 60] [--plot soak.png]
+
+Two replicas follow a registry in which two versions take turns every minute; callers ask for one text, for many, and
+for explanations, at a constant rate; labels are sent for some answers, and metrics are scraped. Every answer is checked
+against what its version says of the text offline. Prints a table of minutes; exit 1 where an answer was wrong or did
+not come, or memory, open files or threads grew, or the end was slower than the start.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import sys
+import tempfile
 import time
-import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from overload import arguments, requests
+import aiohttp
+import numpy as np
+from faults import NAME, WORDS, Service, another_version
+from timing import markdown
 
-from service.load import closed_loop, run
+from model.registry import RegisteredModel
+from service.guard import processes_of
 
-ROUND_S, SETTLED = 10.0, 0.1  # of the requests, after which memory should not grow any more
-GAUGE_EVERY_S = 1.0  # longer than the replica takes to report
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Expected = dict[str, dict[str, float]]  # version -> text -> score of `positive`
+
+OFF = 1e-4  # of a score, at most, in fp32
+SETTLED = 5  # minutes after which nothing should grow any more
+MORE = 1.1  # of what there was at the start, at most
+SLOWER = 1.5  # p99 of the last minutes against the first: of a few thousand requests each, on a shared machine
 
 
-def resident_mb(url: str) -> float:
-    """Of all replicas of the node, together."""
-    time.sleep(GAUGE_EVERY_S)
-    with urllib.request.urlopen(f"{url.rstrip('/')}/metrics") as answer:
-        text = answer.read().decode()
-    return sum(map(float, re.findall(r"(?m)^heed_replica_resident_bytes\{.*\} (\S+)$", text))) / 2**20
+@dataclass
+class Minute:
+    """What happened in one; the last three at its end, of all processes of the service."""
+
+    seconds: list[float] = field(default_factory=list)  # of each request that was answered
+    wrong: int = 0
+    failed: int = 0
+    megabytes: float = 0.0
+    files: int = 0
+    threads: int = 0
+
+    @property
+    def p99_ms(self) -> float:
+        return float(np.quantile(self.seconds or [0.0], 0.99)) * 1000
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Of the table."""
+        return {
+            "minute": number,
+            "answered": f"{len(self.seconds):,}",
+            "failed": self.failed,
+            "wrong": self.wrong,
+            "p50, ms": f"{float(np.median(self.seconds or [0.0])) * 1000:.1f}",
+            "p99, ms": f"{self.p99_ms:.1f}",
+            "MB": f"{self.megabytes:,.0f}",
+            "files": self.files,
+            "threads": self.threads,
+        }
 
 
-def main() -> None:
-    """Closed loops, one after the other, until so many requests are answered."""
-    parser = arguments(__doc__)
-    parser.add_argument("--requests", type=int, default=200_000)
-    parser.add_argument("--connections", type=int, default=64)
-    args = parser.parse_args()
-    to, done, seen = requests(args.url, args.texts, timeout_ms=30_000), 0, list[tuple[int, float]]()
-    while done < args.requests:
-        done += len(run(closed_loop(to, args.connections, ROUND_S, warm_s=0.0)).rows)
-        seen.append((done, resident_mb(args.url)))
-        print(f"{done:>9,} requests  {seen[-1][1]:,.0f} MiB resident", flush=True)
-    settled = [resident for answered, resident in seen if answered >= SETTLED * args.requests]
-    print(
-        f"from {SETTLED:.0%} of the requests on: {settled[-1] / settled[0] - 1:+.1%}, at most {max(settled):,.0f} MiB"
-    )
+class Soak:
+    """The service, what each version says of each text offline, and the minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.service = Service(folder, "--feedback-store", str(folder / "labels.db"))
+        self.model = RegisteredModel(self.service.registry, NAME)
+        rng = random.Random(0)
+        self.texts = [" ".join(rng.choices(WORDS, k=rng.choice([2, 8, 8, 20, 60]))) for _ in range(500)]
+        (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in self.texts))
+        versions = [self.model.aliases()["production"], self.model.add(another_version(folder / "another"))]
+        self.expected: Expected = {version: self.offline(version, folder) for version in versions}
+        self.minutes = [Minute()]
+
+    def offline(self, version: str, folder: Path) -> dict[str, float]:
+        """By `heed predict`."""
+        asked, found = folder / "texts.jsonl", folder / "found.jsonl"
+        self.service.heed(
+            "predict", str(self.model.bundle(version)), str(asked), "--out", str(found), "--precision", "fp32"
+        )
+        lines = [json.loads(line) for line in found.read_text().splitlines()]
+        found.unlink()
+        return {text: positive(line) for text, line in zip(self.texts, lines, strict=True)}
+
+    async def run(self, minutes: float, rate: float) -> None:
+        """Ask, swap, scrape and look, until the time is over."""
+        end = time.monotonic() + 60 * minutes
+        async with aiohttp.ClientSession(self.service.url, connector=aiohttp.TCPConnector(limit=0)) as session:
+            beside = [asyncio.create_task(each) for each in (self.swap(), self.scrape(session), self.look())]
+            waiting: set[asyncio.Task[None]] = set()
+            start = time.monotonic()
+            for sent in itertools.count():
+                task = asyncio.create_task(self.ask(session, sent))
+                waiting.add(task)
+                task.add_done_callback(waiting.discard)
+                await asyncio.sleep(max(0.0, start + sent / rate - time.monotonic()))
+                if time.monotonic() > end:
+                    break
+            await asyncio.gather(*waiting)
+            for each in beside:
+                each.cancel()
+
+    async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
+        """One request: most of one text, some of fifty, some explained, some labelled."""
+        texts = random.choices(self.texts, k=50 if number % 20 == 0 else 1)
+        body = {"texts": texts, "explain": number % 50 == 7}
+        minute, started = self.minutes[-1], time.perf_counter()
+        try:
+            async with session.post("/v1/classify", json=body) as response:
+                answer = await response.json()
+                if response.status != 200:
+                    minute.failed += 1
+                    return
+            minute.seconds.append(time.perf_counter() - started)
+            known = self.expected[answer["version"]]
+            off = [abs(positive(one) - known[text]) for text, one in zip(texts, answer["results"], strict=True)]
+            minute.wrong += sum(each > OFF for each in off)
+            if number % 30 == 11:
+                label = {"request_id": answer["request_id"], "index": 0, "label": "positive", "text": texts[0]}
+                async with session.post("/v1/feedback", json=label) as response:
+                    minute.failed += response.status != 202
+        except (aiohttp.ClientError, TimeoutError, KeyError):
+            minute.failed += 1
+
+    async def swap(self) -> None:
+        """The other version, every minute."""
+        for version in itertools.cycle(reversed(self.expected)):
+            await asyncio.sleep(60)
+            await asyncio.to_thread(self.model.promote, version)
+
+    async def scrape(self, session: aiohttp.ClientSession) -> None:
+        """As Prometheus does."""
+        while True:
+            await asyncio.sleep(5)
+            async with session.get("/metrics") as response:
+                assert b"heed_requests_total" in await response.read()
+
+    async def look(self) -> None:
+        """End each minute with what the service holds."""
+        while True:
+            await asyncio.sleep(60)
+            held = await asyncio.to_thread(holding, processes_of(str(self.service.folder)))
+            minute = self.minutes[-1]
+            minute.megabytes, minute.files, minute.threads = held
+            print(minute.row(len(self.minutes)), file=sys.stderr, flush=True)
+            self.minutes.append(Minute())
+
+    def faults(self) -> list[str]:
+        """What is not as it should be, over the whole minutes."""
+        whole = [minute for minute in self.minutes if minute.threads]
+        found = [f"{name}: {n}" for name in ("failed", "wrong") if (n := sum(getattr(each, name) for each in whole))]
+        first, last = whole[SETTLED : 2 * SETTLED], whole[-SETTLED:]
+        if not first:
+            return [*found, f"too short to see what grows, take more than {SETTLED} minutes: {len(whole)}"]
+        for name, most in (("megabytes", MORE), ("files", MORE), ("threads", MORE), ("p99_ms", SLOWER)):
+            before, after = (float(np.median([getattr(each, name) for each in part])) for part in (first, last))
+            if after > most * before:
+                found.append(f"{name}: {before:.0f} at the start, {after:.0f} at the end")
+        return found
+
+
+def positive(line: dict[str, Any]) -> float:
+    """The score of `positive`."""
+    return next(float(label["score"]) for label in line["labels"] if label["label"] == "positive")
+
+
+def holding(pids: list[int]) -> tuple[float, int, int]:
+    """Memory of its own (MB), open files and threads of processes."""
+    megabytes, files, threads = 0.0, 0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            process = Path(f"/proc/{pid}")
+            lines = (process / "smaps_rollup").read_text().splitlines()
+            megabytes += sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+            files += len(list((process / "fd").iterdir()))
+            threads += len(list((process / "task").iterdir()))
+    return megabytes, files, threads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="An hour of everything at once.")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rate", type=float, default=60, metavar="N", help="requests a second")
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder))
+        try:
+            asyncio.run(soak.run(args.minutes, args.rate))
+        finally:
+            soak.service.stop()
+    print(markdown([minute.row(i) for i, minute in enumerate(soak.minutes, start=1) if minute.threads]))
+    if args.plot:
+        plot([minute for minute in soak.minutes if minute.threads], args.plot)
+    for fault in soak.faults():
+        print(fault)
+    return 1 if soak.faults() else 0
+
+
+def plot(minutes: Sequence[Minute], file: Path) -> None:
+    """Each quantity over the minutes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    for axis, name in zip(figure.subplots(4, sharex=True), ("p99_ms", "megabytes", "files", "threads"), strict=True):
+        axis.plot(range(1, len(minutes) + 1), [getattr(each, name) for each in minutes])
+        axis.set(ylabel=name, ylim=(0, None))
+    figure.savefig(file)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
