@@ -61,7 +61,7 @@ dist/requirements.txt: install
 # In CycloneDX's form, of the packages that the image has.
 sbom: dist/requirements.txt
 	$(SAY) "listing what the image is made of: dist/sbom.json"
-	@$(BIN)/pip install --quiet --disable-pip-version-check "$(SBOM)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$(SBOM)"
 	@$(BIN)/cyclonedx-py requirements dist/requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.json
 
 notes:
@@ -70,7 +70,7 @@ notes:
 
 audit: dist/requirements.txt
 	$(SAY) "looking for known vulnerabilities in what the image is made of"
-	@$(BIN)/pip install --quiet --disable-pip-version-check "$(AUDIT)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$(AUDIT)"
 	@$(BIN)/pip-audit --no-deps --disable-pip -r dist/requirements.txt
 
 version:

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 NAME = "mood"
 AFTER_S = 3.0  # the fault happens so long after the first request
 BACK_S = 120.0  # within which the service is whole again
-PATIENCE_S = 20.0  # of a client
+PATIENCE_S = 40.0  # of a client, more than the deadline that a request has by itself
 WORDS = [
     "a",
     "the",

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("otel", "postgres", "s3")  # of the Dockerfile
+OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # with PyTorch's CUDA build: NVIDIA's terms, and not in the lock file
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def needed() -> list[Package]:
             found[name] = installed = distribution(name)
             for line in installed.requires or []:
                 required = Requirement(line)
-                if required.marker is None or required.marker.evaluate({"extra": extra}):
+                needs = required.marker is None or required.marker.evaluate({"extra": extra})
+                if needs and not OF_CUDA.match(required.name):
                     waiting.append(required)
     return [Package(name, each.version, licence_of(each)) for name, each in sorted(found.items())]
 

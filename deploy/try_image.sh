@@ -14,11 +14,13 @@ start=$(seconds)
 echo "==> built in $(since "$start") s: $image"
 
 start=$(seconds)
-running=$("$docker" run -d --read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges \
-    -p "127.0.0.1:$port:8000" "$image")
-trap '"$docker" rm -f "$running" >/dev/null' EXIT
+running=heed-try-$$
+trap '"$docker" rm -f "$running" >/dev/null 2>&1' EXIT
+"$docker" run -d --name "$running" --read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges \
+    -p "127.0.0.1:$port:8000" "$image" >/dev/null
 until wget -qO- "http://127.0.0.1:$port/health/ready" >/dev/null 2>&1; do
     [ "$("$docker" inspect -f '{{.State.Running}}' "$running")" = true ] || { "$docker" logs "$running" >&2; exit 1; }
+    awk -v s="$(since "$start")" 'BEGIN { exit s > 120 }' || { echo "not ready after 120 s" >&2; exit 1; }
     sleep 0.2
 done
 echo "==> ready after $(since "$start") s"

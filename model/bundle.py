@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from model.convert import dump_weights, load_weights, read_config, write_config
+from model.convert import check_sizes, dump_weights, load_weights, read_config, write_config
 from model.disk import new_folder, sync, write
 from model.drift import Reference
 from model.encoder import Classifier
@@ -81,8 +81,10 @@ def load_bundle(folder: Path) -> Bundle:
     settings = tokenizer_settings(folder)
     try:
         check_task(theirs)
-        classifier = unfilled(read_config(theirs), num_labels=len(labels))
-        load_weights(classifier, read_weights(folder))
+        config, weights = read_config(theirs), read_weights(folder)
+        check_sizes(config, sum(weight.numel() for weight in weights.values()))  # before memory is taken for it
+        classifier = unfilled(config, num_labels=len(labels))
+        load_weights(classifier, weights)
         tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
     except ValueError as error:

@@ -28,6 +28,8 @@ HEADS = ("head.", "masked.")  # the weights that a bare encoder does not have
 LABEL_LAYER = "head.out."
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+MOST_LAYERS = 1000  # also of those that share their weights
+
 
 def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
     """config.json of a checkpoint -> EncoderConfig.
@@ -53,6 +55,23 @@ def read_config(theirs: Mapping[str, Any]) -> EncoderConfig:
         raise UnsupportedCheckpoint(f"config.json: a field is missing: {error}") from None
     except (TypeError, ZeroDivisionError, AttributeError) as error:  # a string for a number, null, 0 heads
         raise UnsupportedCheckpoint(f"config.json: a field has a value that cannot be: {error}") from None
+
+
+def check_sizes(config: EncoderConfig, numbers: int) -> None:
+    """Raises UnsupportedCheckpoint where a config asks for more than so many numbers of its file can fill.
+
+    A config comes from strangers, and what it says is built: without this, memory for whatever it says.
+    """
+    for name in ("vocab_size", "width", "layers", "feed_forward", "max_tokens"):
+        size = getattr(config, name)
+        if not isinstance(size, int) or not 0 < size <= numbers:
+            raise UnsupportedCheckpoint(f"config.json: {name} is not in 1..{numbers}, what the weights have: {size}")
+    if config.layers > MOST_LAYERS:
+        raise UnsupportedCheckpoint(f"config.json: over {MOST_LAYERS} layers: {config.layers}")
+    block = 4 * config.width**2 + 2 * config.width * config.feed_forward  # its matrices
+    least = config.vocab_size * (config.embedding_width or config.width) + (config.blocks or config.layers) * block
+    if least > numbers:
+        raise UnsupportedCheckpoint(f"config.json: describes at least {least} numbers, the weights have {numbers}")
 
 
 def write_config(config: EncoderConfig) -> Fields:

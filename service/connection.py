@@ -7,7 +7,7 @@ uvicorn writes them apart, and each write wakes the ingress: a tenth of what a s
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -45,24 +45,18 @@ class Corked:
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol over a corked transport, which does not read for ever."""
 
-    _is_unread = False  # answered, and the body goes on
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start."""
-        super().connection_made(cast("asyncio.Transport", Corked(transport)))
+    _closing: asyncio.TimerHandle | None = None  # answered, and the body goes on
 
     def on_response_complete(self) -> None:
         """A caller who is answered before all of the body came may end it, to read the answer; then nobody reads on."""
+        is_unread = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
         super().on_response_complete()
-        if self.cycle is not None and self.cycle.more_body:
-            self._is_unread = True
-            self.loop.call_later(LINGERS_S, self._close_if_unread)
+        if is_unread and self._closing is None:
+            self._closing = self.loop.call_later(LINGERS_S, self.transport.close)
 
     def on_message_complete(self) -> None:
         """All of a body has come."""
-        self._is_unread = False
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
         super().on_message_complete()
-
-    def _close_if_unread(self) -> None:
-        if self._is_unread:
-            self.transport.close()

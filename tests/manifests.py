@@ -45,6 +45,7 @@ def build(folder: Path) -> str:
 def build_with(components: list[str], folder: Path) -> str:
     """The overlay for CPUs with these, as somebody's own. Kustomize wants paths that are relative to it."""
     used = {
+        "namespace": "heed",
         "resources": [os.path.relpath(DEPLOY / "overlays" / "cpu", folder)],
         "components": [os.path.relpath(DEPLOY / "components" / name, folder) for name in components],
     }

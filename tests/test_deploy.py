@@ -116,6 +116,14 @@ def test_every_replica_finds_a_worker_with_the_cores_it_computes_on(built: dict[
 
 
 @every_overlay
+def test_everything_is_in_the_namespace_of_the_overlay(built: dict[str, str], overlay: str) -> None:
+    documents = list(yaml.safe_load_all(built[overlay]))
+    assert {document["metadata"].get("namespace") for document in documents} == {"heed"}
+    for binding in of_kind(built[overlay], "RoleBinding"):
+        assert [subject["namespace"] for subject in binding["subjects"]] == ["heed"]
+
+
+@every_overlay
 def test_images_and_ray_are_those_of_the_lock_file(built: dict[str, str], overlay: str) -> None:
     ours = {image for image in re.findall(r"image: (\S+)", built[overlay]) if not image.startswith("redis:")}
     assert ours == {f"{IMAGE}-cuda" if overlay == "gpu" else IMAGE}
@@ -172,6 +180,8 @@ def test_pods_pass_the_restricted_profile_and_get_no_more_memory_than_they_ask_f
             "capabilities": {"drop": ["ALL"]},
         }, name
         assert container["resources"]["limits"].keys() >= {"cpu", "memory"}, name
+        if not name.startswith(("CronJob", "RayService head")):
+            assert pod["spec"]["automountServiceAccountToken"] is False, name
         if name.startswith("Ray"):  # killed for memory, a worker takes its requests along
             assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
             assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
@@ -206,7 +216,7 @@ MISTAKES = {  # right, wrong
     "key that Ray drops": ("route_prefix: /", "rout_prefix: /"),
     "minute 61": ("schedule: 30 3 * * *", "schedule: 61 3 * * *"),
     "unknown field of a CronJob": ("concurrencyPolicy: Forbid", "concurrencyPolicies: Forbid"),
-    "against the autoscaler": ("restartPolicy: Never", "restartPolicy: Always"),
+    "misspelt time zone": ("timeZone: Etc/UTC", "timezone: Etc/UTC"),
     "Ray without tokens": ("rayVersion: 2.60.0", "rayVersion: 2.40.0"),
     "unknown field of a PodMonitor": ("podMetricsEndpoints:", "podMetricEndpoints:"),
     "no PromQL": ("expr: absent(", "expr: absent(("),

@@ -40,6 +40,8 @@ def said(podman: Podman) -> str:
     environment = podman.environment | {"DOCKER": "podman", "IMAGE": IMAGE, "PORT": str(free_port())}
     command = [str(ROOT / "deploy" / "try_image.sh"), *flags_of_this_machine(podman.folder)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "No matching distribution found for torch===" in ran.stdout + ran.stderr:
+        pytest.skip("pip here finds no CPU build of PyTorch")
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     return ran.stdout
 

@@ -28,16 +28,27 @@ def main() -> int:
     """Copy, and follow."""
     [pattern] = sys.argv[1:]
     name = os.environ["JOB_NAME"]
-    try:
-        call("POST", "", copy_of(call("GET", pattern), name, os.environ["JOB_UID"]))
-    except urllib.error.HTTPError as error:
-        if error.code != 409:  # it is there: a pod before this one has started it
-            raise
+    while not is_started(pattern, name):
+        time.sleep(LOOK_EVERY_S)
     print(f"started: {name}", flush=True)
     while (status := state(name)).get("jobDeploymentStatus") not in ENDS:
         time.sleep(LOOK_EVERY_S)
     print(f"{status['jobDeploymentStatus']}: {status.get('message') or status.get('reason') or name}")
     return ENDS[status["jobDeploymentStatus"]]
+
+
+def is_started(pattern: str, name: str) -> bool:
+    """Whether the copy is there now; False while the API server cannot be asked."""
+    try:
+        call("POST", "", copy_of(call("GET", pattern), name, os.environ["JOB_UID"]))
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code != 409:  # 409: a pod before this one has started it
+            raise
+        return error.code == 409
+    except OSError as error:
+        print(f"asked again in {LOOK_EVERY_S:g} s: {error}", flush=True)
+        return False
+    return True
 
 
 def state(name: str) -> dict[str, Any]:
