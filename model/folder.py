@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from model.encoder import EncoderConfig
 
+NEVER_SEEN = "\ue000"  # of the private use area: in no vocabulary
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises BundleError where the file is missing or holds something else."""
@@ -104,7 +106,10 @@ def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mappi
     if tokenizer.highest_id >= config.vocab_size:
         limit = config.vocab_size
         raise UnsupportedCheckpoint(f"tokenizer.json has ids beyond vocab_size={limit}: {tokenizer.highest_id}")
-    empty, pair = tokenizer.encode([" ", ("a", "b")], config.max_tokens)
+    try:
+        empty, pair, _ = tokenizer.encode([" ", ("a", "b"), NEVER_SEEN], config.max_tokens)
+    except Exception as error:  # the library raises no narrower one
+        raise UnsupportedCheckpoint(f"tokenizer.json cannot read every text: {error}") from None
     if not empty.ids:
         raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")
     if config.token_types == 1 and pair.types:
