@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from model.encoder import EncoderConfig
 
-NEVER_SEEN = "\ue000"  # of the private use area: in no vocabulary
+NEVER_SEEN = "\U00013000"  # a hieroglyph: in no vocabulary, and no normalizer takes it away
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -108,7 +108,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: EncoderConfig, settings: Mappi
         raise UnsupportedCheckpoint(f"tokenizer.json has ids beyond vocab_size={limit}: {tokenizer.highest_id}")
     try:
         empty, pair, _ = tokenizer.encode([" ", ("a", "b"), NEVER_SEEN], config.max_tokens)
-    except Exception as error:  # the library raises no narrower one
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises no narrower one, and panics where its template names no token
         raise UnsupportedCheckpoint(f"tokenizer.json cannot read every text: {error}") from None
     if not empty.ids:
         raise UnsupportedCheckpoint("tokenizer.json adds no special tokens, so an empty text would have no token")

@@ -173,6 +173,18 @@ def test_a_field_that_cannot_be_is_named(copy: Path, file: str, change: dict[str
         load_bundle(copy)
 
 
+@pytest.mark.parametrize("missing", ["unk_token", "special_tokens"])
+def test_a_tokenizer_that_cannot_read_every_text_is_refused_when_it_is_loaded(copy: Path, missing: str) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    if missing == "unk_token":
+        tokenizer["model"]["unk_token"] = "[NOWHERE]"
+    else:
+        tokenizer["post_processor"]["special_tokens"] = {}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        load_bundle(copy)
+
+
 def test_quantized_weights_are_refused(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     save_file(weights | {"classifier.weight": weights["classifier.weight"].to(torch.int8)}, copy / "model.safetensors")
