@@ -128,7 +128,8 @@ class Service:
         for line in self.process.stderr:
             if "ready after" in line:
                 break
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self._reading = threading.Thread(target=self.process.stderr.read, daemon=True)  # else a full pipe stops it
+        self._reading.start()
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
         [folder] = [words[-2].decode() for words in commands if any(word.endswith(b"guard.py") for word in words)]
@@ -172,6 +173,10 @@ class Service:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(60)
+        self._reading.join()
+        for pipe in (self.process.stdin, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 async def ask(session: aiohttp.ClientSession, url: str, text: str) -> tuple[int, Any]:
