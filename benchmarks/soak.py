@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import numpy as np
-from faults import NAME, WORDS, Service, another_version
+from breaking import NAME, WORDS, Service, another_version
 from timing import markdown
 
 from model.registry import RegisteredModel

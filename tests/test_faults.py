@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import FAULTS, Service, watch
+from breaking import Service
+from faults import FAULTS, watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,157 @@
+"""The service that benchmarks break and soak: two replicas that follow a registry, and what they say of known texts.
+
+Its devices break on demand (tests/breakable.py). Used by benchmarks/faults.py and soak.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+
+from service.guard import processes_of
+from service.launch import free_port, haproxies
+from service.settings import SENTIMENT
+
+ROOT = Path(__file__).parent.parent
+NAME = "mood"
+PATIENCE_S = 40.0  # of a client, more than the deadline that a request has by itself
+WORDS = [
+    "a",
+    "the",
+    "film",
+    "gorgeous",
+    "witty",
+    "dull",
+    "tedious",
+    "lovely",
+    "mess",
+    "of",
+    "and",
+    "cast",
+    "plot",
+    "never",
+]
+HEED = [sys.executable, "-m", "service"]
+
+
+class Service:
+    """`heed serve` with two replicas of a model that is followed, and its registry."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        self.registry = folder / "registry"
+        self.broken = folder / "broken"
+        self.broken.write_text("")
+        self.heed("registry", "add", str(self.registry), NAME, str(SENTIMENT), "--promote")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        flags = ["--port", str(self.port), "--grpc-port", "0", "--replicas", "2", "--registry-poll-s", "0.5"]
+        flags += ["--precision", "fp32"]  # an answer does not hang on its neighbours, as in bf16 by some thousandths
+        program = [
+            sys.executable,
+            "-m",
+            "tests.breakable",
+            "serve",
+            f"{self.registry}/{NAME}@production",
+            *flags,
+            *more,
+        ]
+        environment = os.environ | {"BROKEN": str(self.broken)}
+        self.process = subprocess.Popen(
+            program,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.folder = self._until_ready()
+        self.expected = asyncio.run(self._answers())
+
+    def _until_ready(self) -> Path:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if "ready after" in line:
+                break
+        self._reading = threading.Thread(target=self.process.stderr.read, daemon=True)  # else a full pipe stops it
+        self._reading.start()
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children]
+        [folder] = [words[-2].decode() for words in commands if any(word.endswith(b"guard.py") for word in words)]
+        return Path(folder)
+
+    def heed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*HEED, *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+
+    async def _answers(self) -> dict[str, float]:
+        """The texts of the load, and what the model says of each."""
+        rng = random.Random(0)
+        texts = [" ".join(rng.choices(WORDS, k=8)) for _ in range(200)]
+        async with aiohttp.ClientSession() as session:
+            return {text: score_of(await ask(session, self.url, text)) for text in texts}
+
+    def processes(self, named: bytes) -> list[int]:
+        """Ids of the processes of the service whose command line has this."""
+        found = []
+        for pid in processes_of(str(self.folder)):
+            with contextlib.suppress(OSError):
+                if named in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def is_whole(self) -> bool:
+        """Whether both replicas answer, under an ingress and a controller."""
+        parts = [
+            self.processes(b"ray::ServeReplica"),
+            self.processes(b"service.engine") or self.processes(b"breakable_engine"),
+        ]
+        if (
+            any(len(part) < 2 for part in parts)
+            or not haproxies(self.folder)
+            or not self.processes(b"ray::ServeController")
+        ):
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            return all(httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200 for _ in range(4))
+        return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self._reading.join()
+        for pipe in (self.process.stdin, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+async def ask(session: aiohttp.ClientSession, url: str, text: str) -> tuple[int, Any]:
+    async with session.post(
+        f"{url}/v1/classify", json={"texts": [text]}, timeout=aiohttp.ClientTimeout(PATIENCE_S)
+    ) as got:
+        return got.status, await got.json(content_type=None)
+
+
+def score_of(answer: tuple[int, Any]) -> float:
+    """Of the label `positive`."""
+    [result] = answer[1]["results"]
+    return next(float(label["score"]) for label in result["labels"] if label["label"] == "positive")
+
+
+def another_version(folder: Path) -> Path:
+    """The model that comes with Heed with another setting, which makes it another version."""
+    shutil.copytree(SENTIMENT, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1.1e-5}))
+    return folder
