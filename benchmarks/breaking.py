@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +18,9 @@ from typing import Any
 
 import aiohttp
 import httpx
+import torch
 
+from model.bundle import load_bundle, save_bundle
 from service.guard import processes_of
 from service.launch import free_port, haproxies
 from service.settings import SENTIMENT
@@ -47,12 +48,17 @@ HEED = [sys.executable, "-m", "service"]
 
 
 class Service:
-    """`heed serve` with two replicas of a model that is followed, and its registry."""
+    """`heed serve` with two replicas of a model that is followed, and its registry.
+
+    The file `clock` says by how many seconds the time of day is off for its processes (tests/jumping).
+    """
 
     def __init__(self, folder: Path, *more: str) -> None:
         self.registry = folder / "registry"
         self.broken = folder / "broken"
         self.broken.write_text("")
+        self.clock = folder / "clock"
+        self.clock.write_text("0")
         self.heed("registry", "add", str(self.registry), NAME, str(SENTIMENT), "--promote")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -67,7 +73,8 @@ class Service:
             *flags,
             *more,
         ]
-        environment = os.environ | {"BROKEN": str(self.broken)}
+        jumping = os.pathsep.join(filter(None, [str(ROOT / "tests" / "jumping"), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"BROKEN": str(self.broken), "CLOCK": str(self.clock), "PYTHONPATH": jumping}
         self.process = subprocess.Popen(
             program,
             cwd=ROOT,
@@ -150,8 +157,11 @@ def score_of(answer: tuple[int, Any]) -> float:
 
 
 def another_version(folder: Path) -> Path:
-    """The model that comes with Heed with another setting, which makes it another version."""
-    shutil.copytree(SENTIMENT, folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1.1e-5}))
+    """The model that comes with Heed, made to say the opposite of every text: no answer can be taken for the other's."""
+    theirs = load_bundle(SENTIMENT)
+    assert theirs.manifest is not None
+    with torch.no_grad():
+        for weight in theirs.classifier.head.out.parameters():
+            weight.neg_()
+    save_bundle(folder, theirs.classifier, theirs.tokenizer, theirs.manifest, weights="fp16")
     return folder

@@ -169,12 +169,14 @@ def taken_away(file: Path) -> Iterator[None]:
 
 def registry_full(service: Service) -> None:
     """A version is added and promoted where no byte can be written."""
-    version = another_version(service.registry.with_name("another"))
+    folder = service.registry.with_name("another")
+    version = folder if folder.exists() else another_version(folder)
     add = [*HEED, "registry", "add", str(service.registry), NAME, str(version), "--promote"]
     ran = subprocess.run(
         ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *add], cwd=ROOT, capture_output=True, text=True
     )
     assert ran.returncode != 0, ran.stderr
+    assert "File too large" in ran.stderr, ran.stderr
     assert "Traceback" not in ran.stderr, ran.stderr
 
 

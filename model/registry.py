@@ -110,7 +110,8 @@ class RegisteredModel:
     def add(self, bundle: Path) -> str:
         """Copy a bundle in and return its version; one that is there already is left as it is.
 
-        Raises BundleError where the bundle cannot be served, RegistryError where it changes meanwhile.
+        Raises BundleError where the bundle cannot be served, RegistryError where it cannot be copied or changes
+        meanwhile.
         """
         from model.bundle import load_bundle
 
@@ -131,6 +132,9 @@ class RegisteredModel:
                 if not folder.exists():  # added by another writer
                     partial.rename(folder)
                     sync(self.folder)
+        except shutil.Error as error:
+            source, _, why = error.args[0][0]  # of the first file; the others fail alike
+            raise RegistryError(f"a file of the bundle cannot be copied ({why}): {source}") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return version

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = getattr(module, f"{args.command.replace('-', '_')}_command")(args)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"heed {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The engine of a replica, with a device that breaks when the file BROKEN says so.
 
-It is lost where that is the id of the replica's process, and hangs at `hang ID`; at `memory` two rows are too many.
+It is lost where that is the id of the replica's process, and hangs at `hang ID`; at `memory` two rows are too many,
+at `memory N` a row of more than N tokens is too long.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def lost_or_not(forward: Forward, *args: Any) -> Any:
         raise RuntimeError("the device is lost")
     if broken == f"hang {os.getppid()}":
         time.sleep(3600)
-    if broken == "memory" and len(args[0]) > 1:
+    what, _, longest = broken.partition(" ")
+    if what == "memory" and (any(len(row) > int(longest) for row in args[0]) if longest else len(args[0]) > 1):
         raise torch.OutOfMemoryError("out of memory")
     return launch(forward, *args)
 

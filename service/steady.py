@@ -1,0 +1,26 @@
+"""The clock of Serve's controller: one that nobody sets.
+
+Ray tells by the time of day how long ago it looked at replicas and at HAProxy. Where that is set back by an hour, it
+would look at none of them for an hour, and start none again that died. Ray calls this in the controller's process,
+where RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH names it (service/launch.py, deploy/). It rests on names of Ray 2.60,
+which tests/test_steady.py holds.
+"""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+from ray._common.utils import Timer
+from ray.serve._private import deployment_state
+
+
+def measure_by_a_steady_clock() -> None:
+    """From now on the controller does, for replicas and proxies: the time of day as it would be if nobody had set it."""
+    started = time.time() - time.monotonic()
+
+    def steady() -> float:
+        return started + time.monotonic()
+
+    deployment_state.time = SimpleNamespace(time=steady)  # type: ignore[assignment]  # all that it takes of `time`
+    Timer.time = lambda _: steady()  # type: ignore[method-assign]
