@@ -5,7 +5,6 @@ Its devices break on demand (tests/breakable.py). Used by benchmarks/faults.py a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -14,19 +13,24 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx
 import torch
 
 from model.bundle import load_bundle, save_bundle
+from model.manifest import Manifest
 from service.guard import processes_of
 from service.launch import free_port, haproxies
 from service.settings import SENTIMENT
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 ROOT = Path(__file__).parent.parent
 NAME = "mood"
+OFF = 1e-4  # of a score, at most, in fp32
 PATIENCE_S = 40.0  # of a client, more than the deadline that a request has by itself
 WORDS = [
     "a",
@@ -54,6 +58,10 @@ class Service:
     """
 
     def __init__(self, folder: Path, *more: str) -> None:
+        rng = random.Random(0)
+        self.texts = [" ".join(rng.choices(WORDS, k=rng.choice([2, 8, 8, 20, 60]))) for _ in range(500)]
+        self.another = say_the_opposite(folder / "another")
+        self.expected = dict(self._offline(bundle, folder) for bundle in (SENTIMENT, self.another))
         self.registry = folder / "registry"
         self.broken = folder / "broken"
         self.broken.write_text("")
@@ -85,7 +93,6 @@ class Service:
             text=True,
         )
         self.folder = self._until_ready()
-        self.expected = asyncio.run(self._answers())
 
     def _until_ready(self) -> Path:
         assert self.process.stderr is not None
@@ -102,12 +109,15 @@ class Service:
     def heed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*HEED, *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
 
-    async def _answers(self) -> dict[str, float]:
-        """The texts of the load, and what the model says of each."""
-        rng = random.Random(0)
-        texts = [" ".join(rng.choices(WORDS, k=8)) for _ in range(200)]
-        async with aiohttp.ClientSession() as session:
-            return {text: score_of(await ask(session, self.url, text)) for text in texts}
+    def _offline(self, bundle: Path, folder: Path) -> tuple[str, dict[str, float]]:
+        """A version, and what `heed predict` says with it of each text."""
+        asked, found = folder / "texts.jsonl", folder / "found.jsonl"
+        asked.write_text("".join(json.dumps({"text": text}) + "\n" for text in self.texts))
+        self.heed("predict", str(bundle), str(asked), "--out", str(found), "--precision", "fp32")
+        lines = [json.loads(line) for line in found.read_text().splitlines()]
+        found.unlink()
+        version = Manifest.from_json((bundle / "heed.json").read_bytes()).version
+        return version, {text: positive(line) for text, line in zip(self.texts, lines, strict=True)}
 
     def processes(self, named: bytes) -> list[int]:
         """Ids of the processes of the service whose command line has this."""
@@ -143,21 +153,27 @@ class Service:
             pipe.close()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, text: str) -> tuple[int, Any]:
-    async with session.post(
-        f"{url}/v1/classify", json={"texts": [text]}, timeout=aiohttp.ClientTimeout(PATIENCE_S)
-    ) as got:
+async def ask(session: aiohttp.ClientSession, url: str, texts: Sequence[str], **more: bool) -> tuple[int, Any]:
+    """The status, and the answer."""
+    patience = aiohttp.ClientTimeout(PATIENCE_S)
+    async with session.post(f"{url}/v1/classify", json={"texts": texts, **more}, timeout=patience) as got:
         return got.status, await got.json(content_type=None)
 
 
-def score_of(answer: tuple[int, Any]) -> float:
-    """Of the label `positive`."""
-    [result] = answer[1]["results"]
+def wrong(service: Service, texts: Sequence[str], answer: dict[str, Any]) -> int:
+    """Results that are not what the version that gave them says of their text offline; failed texts are not."""
+    known = service.expected[answer["version"]]
+    given = [(text, result) for text, result in zip(texts, answer["results"], strict=True) if not result.get("error")]
+    return sum(abs(positive(result) - known[text]) > OFF for text, result in given)
+
+
+def positive(result: dict[str, Any]) -> float:
+    """The score of `positive`."""
     return next(float(label["score"]) for label in result["labels"] if label["label"] == "positive")
 
 
-def another_version(folder: Path) -> Path:
-    """The model that comes with Heed, made to say the opposite of every text: no answer can be taken for the other's."""
+def say_the_opposite(folder: Path) -> Path:
+    """The model that comes with Heed, made to: no answer of one can be taken for the other's."""
     theirs = load_bundle(SENTIMENT)
     assert theirs.manifest is not None
     with torch.no_grad():

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import httpx
-from breaking import HEED, NAME, ROOT, Service, another_version, ask, score_of
+from breaking import HEED, NAME, ROOT, WORDS, Service, ask, wrong
 from timing import markdown
 
 from model.registry import registered
@@ -73,15 +73,14 @@ async def watch(service: Service, fault: Fault, rate: float, seconds: float) -> 
     start = time.monotonic()
 
     async def one(session: aiohttp.ClientSession) -> None:
-        text = random.choice(list(service.expected))
+        texts = [random.choice(service.texts)]
         sent = time.monotonic()
         try:
-            status, body = await ask(session, service.url, text)
+            status, body = await ask(session, service.url, texts)
             what = str(status)
             if status == 200:
                 failed = body["results"][0].get("error")
-                right = failed or abs(score_of((status, body)) - service.expected[text]) < 1e-4
-                what = "failed text" if failed else what if right else "wrong"
+                what = "failed text" if failed else "wrong" if wrong(service, texts, body) else what
         except (aiohttp.ClientError, TimeoutError) as error:
             what = "no answer in time" if isinstance(error, TimeoutError) else "connection lost"
         except ValueError:
@@ -135,6 +134,27 @@ def out_of_memory(service: Service) -> None:
     service.broken.write_text("")
 
 
+def one_text_is_too_long(service: Service) -> None:
+    """Whatever a text is computed with, it runs out of memory: it alone fails, in every request that has it."""
+    service.broken.write_text("memory 200")
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        texts = [service.texts[0], " ".join(WORDS * 20), service.texts[1]]
+        answer = httpx.post(f"{service.url}/v1/classify", json={"texts": texts}).json()
+        errors = [result.get("error", {}).get("code") for result in answer["results"]]
+        assert errors == [None, "failed", None], errors
+    service.broken.write_text("")
+
+
+def clock_set(seconds: int) -> Fault:
+    """The time of day jumps, and stays there while the faults that follow happen."""
+
+    def strike(service: Service) -> None:
+        service.clock.write_text(str(seconds))
+
+    return strike
+
+
 def registry_gone(service: Service) -> None:
     """As a volume that is not there; comes back after a while."""
     away = service.registry.with_name("away")
@@ -156,6 +176,32 @@ def registry_hangs(service: Service) -> None:
             os.close(handle)
 
 
+def registry_slow(service: Service) -> None:
+    """A version is promoted, and back, on a disk that gives 2 MB/s."""
+    disk, mounted = service.registry.with_name("disk"), service.registry
+    another = registered(service.registry, NAME).add(service.another)
+    mounted.rename(disk)
+    mounted.mkdir()
+    subprocess.run(["bindfs", "--read-rate=2M", str(disk), str(mounted)], check=True)
+    try:
+        model = registered(mounted, NAME)
+        for version in (another, model.aliases()["production"]):
+            model.promote(version)
+            until_served(service, version)
+    finally:
+        subprocess.run(["fusermount", "-uz", str(mounted)], check=True)
+        mounted.rmdir()
+        disk.rename(mounted)
+
+
+def until_served(service: Service, version: str) -> None:
+    """By all replicas, as far as several answers tell."""
+    end = time.monotonic() + BACK_S
+    while any(httpx.get(f"{service.url}/v1/models").json()["models"][0]["version"] != version for _ in range(8)):
+        assert time.monotonic() < end, f"not loaded: {version}"
+        time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def taken_away(file: Path) -> Iterator[None]:
     kept = file.with_name("kept")
@@ -169,9 +215,7 @@ def taken_away(file: Path) -> Iterator[None]:
 
 def registry_full(service: Service) -> None:
     """A version is added and promoted where no byte can be written."""
-    folder = service.registry.with_name("another")
-    version = folder if folder.exists() else another_version(folder)
-    add = [*HEED, "registry", "add", str(service.registry), NAME, str(version), "--promote"]
+    add = [*HEED, "registry", "add", str(service.registry), NAME, str(service.another), "--promote"]
     ran = subprocess.run(
         ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *add], cwd=ROOT, capture_output=True, text=True
     )
@@ -225,14 +269,18 @@ def spoil(how: str) -> Fault:
 
 
 FAULTS: Mapping[str, Fault] = {
+    "the clock is set an hour ahead": clock_set(3600),
+    "the clock is set two hours back": clock_set(-3600),
     "a replica is killed": kill(b"ray::ServeReplica"),
     "a replica's engine is killed": kill(b"breakable_engine"),
     "HAProxy is killed": kill_haproxy,
     "Serve's controller is killed": kill(b"ray::ServeController"),
     "a replica's passes hang": hang,
     "passes run out of memory, 5 s": out_of_memory,
+    "one text runs out of memory, 5 s": one_text_is_too_long,
     "the registry is gone, 5 s": registry_gone,
     "the registry hangs, 5 s": registry_hangs,
+    "the registry reads 2 MB/s": registry_slow,
     "a promotion on a full disk": registry_full,
 } | {f"promoted: {how}": spoil(how) for how in SPOILED}
 

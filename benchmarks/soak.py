@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import random
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import numpy as np
-from breaking import NAME, WORDS, Service, another_version
+from breaking import NAME, Service, ask, wrong
 from timing import markdown
 
 from model.registry import RegisteredModel
@@ -34,9 +33,6 @@ from service.guard import processes_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    Expected = dict[str, dict[str, float]]  # version -> text -> score of `positive`
-
-OFF = 1e-4  # of a score, at most, in fp32
 SETTLED = 5  # minutes after which nothing should grow any more
 MORE = 1.1  # of what there was at the start, at most
 SLOWER = 1.5  # p99 of the last minutes against the first: of a few thousand requests each, on a shared machine
@@ -73,27 +69,13 @@ class Minute:
 
 
 class Soak:
-    """The service, what each version says of each text offline, and the minutes."""
+    """The service, the versions that take turns in it, and the minutes."""
 
     def __init__(self, folder: Path) -> None:
         self.service = Service(folder, "--feedback-store", str(folder / "labels.db"))
         self.model = RegisteredModel(self.service.registry, NAME)
-        rng = random.Random(0)
-        self.texts = [" ".join(rng.choices(WORDS, k=rng.choice([2, 8, 8, 20, 60]))) for _ in range(500)]
-        (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in self.texts))
-        versions = [self.model.aliases()["production"], self.model.add(another_version(folder / "another"))]
-        self.expected: Expected = {version: self.offline(version, folder) for version in versions}
+        self.model.add(self.service.another)
         self.minutes = [Minute()]
-
-    def offline(self, version: str, folder: Path) -> dict[str, float]:
-        """By `heed predict`."""
-        asked, found = folder / "texts.jsonl", folder / "found.jsonl"
-        self.service.heed(
-            "predict", str(self.model.bundle(version)), str(asked), "--out", str(found), "--precision", "fp32"
-        )
-        lines = [json.loads(line) for line in found.read_text().splitlines()]
-        found.unlink()
-        return {text: positive(line) for text, line in zip(self.texts, lines, strict=True)}
 
     async def run(self, minutes: float, rate: float) -> None:
         """Ask, swap, scrape and look, until the time is over."""
@@ -115,19 +97,16 @@ class Soak:
 
     async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
         """One request: most of one text, some of fifty, some explained, some labelled."""
-        texts = random.choices(self.texts, k=50 if number % 20 == 0 else 1)
-        body = {"texts": texts, "explain": number % 50 == 7}
+        texts = random.choices(self.service.texts, k=50 if number % 20 == 0 else 1)
         minute, started = self.minutes[-1], time.perf_counter()
         try:
-            async with session.post("/v1/classify", json=body) as response:
-                answer = await response.json()
-                if response.status != 200:
-                    minute.failed += 1
-                    return
+            status, answer = await ask(session, "", texts, explain=number % 50 == 7)
+            if status != 200:
+                minute.failed += 1
+                return
             minute.seconds.append(time.perf_counter() - started)
-            known = self.expected[answer["version"]]
-            off = [abs(positive(one) - known[text]) for text, one in zip(texts, answer["results"], strict=True)]
-            minute.wrong += sum(each > OFF for each in off)
+            minute.failed += sum(bool(result.get("error")) for result in answer["results"])
+            minute.wrong += wrong(self.service, texts, answer)
             if number % 30 == 11:
                 label = {"request_id": answer["request_id"], "index": 0, "label": "positive", "text": texts[0]}
                 async with session.post("/v1/feedback", json=label) as response:
@@ -137,7 +116,7 @@ class Soak:
 
     async def swap(self) -> None:
         """The other version, every minute."""
-        for version in itertools.cycle(reversed(self.expected)):
+        for version in itertools.cycle(reversed(self.service.expected)):
             await asyncio.sleep(60)
             await asyncio.to_thread(self.model.promote, version)
 
@@ -170,11 +149,6 @@ class Soak:
             if after > most * before:
                 found.append(f"{name}: {before:.0f} at the start, {after:.0f} at the end")
         return found
-
-
-def positive(line: dict[str, Any]) -> float:
-    """The score of `positive`."""
-    return next(float(label["score"]) for label in line["labels"] if label["label"] == "positive")
 
 
 def holding(pids: list[int]) -> tuple[float, int, int]:

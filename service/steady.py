@@ -16,11 +16,11 @@ from ray.serve._private import deployment_state
 
 
 def measure_by_a_steady_clock() -> None:
-    """From now on the controller does, for replicas and proxies: the time of day as it would be if nobody had set it."""
+    """From now on the controller does: by what the time of day would be if nobody had set it."""
     started = time.time() - time.monotonic()
 
     def steady() -> float:
         return started + time.monotonic()
 
-    deployment_state.time = SimpleNamespace(time=steady)  # type: ignore[assignment]  # all that it takes of `time`
-    Timer.time = lambda _: steady()  # type: ignore[method-assign]
+    deployment_state.time = SimpleNamespace(time=steady)  # all that it takes of `time`
+    Timer.time = lambda _: steady()

@@ -27,7 +27,7 @@ def lost_or_not(forward: Forward, *args: Any) -> Any:
     if broken == f"hang {os.getppid()}":
         time.sleep(3600)
     what, _, longest = broken.partition(" ")
-    if what == "memory" and (any(len(row) > int(longest) for row in args[0]) if longest else len(args[0]) > 1):
+    if what == "memory" and (any(len(row.ids) > int(longest) for row in args[0]) if longest else len(args[0]) > 1):
         raise torch.OutOfMemoryError("out of memory")
     return launch(forward, *args)
 
