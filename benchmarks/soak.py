@@ -1,6 +1,6 @@
 """An hour of everything at once: does memory stay flat, do answers stay right, is the end as fast as the start?
 
-    python benchmarks/soak.py [--minutes 60] [--rate 60] [--plot soak.png]
+    python benchmarks/soak.py [--minutes 60] [--rate 40] [--plot soak.png]
 
 Two replicas follow a registry in which two versions take turns every minute; callers ask for one text, for many, and
 for explanations, at a constant rate; labels are sent for some answers, and metrics are scraped. Every answer is checked
@@ -71,8 +71,8 @@ class Minute:
 class Soak:
     """The service, the versions that take turns in it, and the minutes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.service = Service(folder, "--feedback-store", str(folder / "labels.db"))
+    def __init__(self, service: Service) -> None:
+        self.service = service
         self.model = RegisteredModel(self.service.registry, NAME)
         self.model.add(self.service.another)
         self.minutes = [Minute()]
@@ -168,15 +168,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="An hour of everything at once.")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--rate", type=float, default=60, metavar="N", help="requests a second")
+    parser.add_argument("--rate", type=float, default=40, metavar="N", help="requests a second")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder))
+        service = Service(Path(folder), "--feedback-store", str(Path(folder) / "labels.db"))
         try:
+            soak = Soak(service)
             asyncio.run(soak.run(args.minutes, args.rate))
         finally:
-            soak.service.stop()
+            service.stop()
     print(markdown([minute.row(i) for i, minute in enumerate(soak.minutes, start=1) if minute.threads]))
     if args.plot:
         plot([minute for minute in soak.minutes if minute.threads], args.plot)

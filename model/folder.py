@@ -48,7 +48,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise BundleError(f"no model.safetensors in the folder (pickled weights are never read): {folder}")
     try:
         with file.open("rb"):  # safetensors says "not found" of a file that it may not read
-            return load_file(file, backend="pread")
+            return load_file(file)
     except OSError as error:
         raise BundleError(f"cannot read the weights ({error.strerror}): {file}") from None
     except SafetensorError as error:
