@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ class Minute:
 
     seconds: list[float] = field(default_factory=list)  # of each request that was answered
     wrong: int = 0
-    failed: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # why
     megabytes: float = 0.0
     files: int = 0
     threads: int = 0
@@ -58,7 +59,7 @@ class Minute:
         return {
             "minute": number,
             "answered": f"{len(self.seconds):,}",
-            "failed": self.failed,
+            "failed": ", ".join(f"{n} {why}" for why, n in self.failed.items()) or 0,
             "wrong": self.wrong,
             "p50, ms": f"{float(np.median(self.seconds or [0.0])) * 1000:.1f}",
             "p99, ms": f"{self.p99_ms:.1f}",
@@ -93,6 +94,8 @@ class Soak:
                     break
             await asyncio.gather(*waiting)
             for each in beside:
+                if each.done():
+                    each.result()  # it ends by itself only where it failed
                 each.cancel()
 
     async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
@@ -102,17 +105,18 @@ class Soak:
         try:
             status, answer = await ask(session, "", texts, explain=number % 50 == 7)
             if status != 200:
-                minute.failed += 1
+                minute.failed[f"asked: {status}"] += 1
                 return
             minute.seconds.append(time.perf_counter() - started)
-            minute.failed += sum(bool(result.get("error")) for result in answer["results"])
+            minute.failed += Counter(result["error"]["code"] for result in answer["results"] if result.get("error"))
             minute.wrong += wrong(self.service, texts, answer)
             if number % 30 == 11:
                 label = {"request_id": answer["request_id"], "index": 0, "label": "positive", "text": texts[0]}
                 async with session.post("/v1/feedback", json=label) as response:
-                    minute.failed += response.status != 202
-        except (aiohttp.ClientError, TimeoutError, KeyError):
-            minute.failed += 1
+                    if response.status != 202:
+                        minute.failed[f"labelled: {response.status}"] += 1
+        except (aiohttp.ClientError, TimeoutError) as error:
+            minute.failed[type(error).__name__] += 1
 
     async def swap(self) -> None:
         """The other version, every minute."""
@@ -140,7 +144,8 @@ class Soak:
     def faults(self) -> list[str]:
         """What is not as it should be, over the whole minutes."""
         whole = [minute for minute in self.minutes if minute.threads]
-        found = [f"{name}: {n}" for name in ("failed", "wrong") if (n := sum(getattr(each, name) for each in whole))]
+        counts = {"failed": sum(each.failed.total() for each in whole), "wrong": sum(each.wrong for each in whole)}
+        found = [f"{what}: {n}" for what, n in counts.items() if n]
         first, last = whole[SETTLED : 2 * SETTLED], whole[-SETTLED:]
         if not first:
             return [*found, f"too short to see what grows, take more than {SETTLED} minutes: {len(whole)}"]
