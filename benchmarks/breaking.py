@@ -52,7 +52,7 @@ HEED = [sys.executable, "-m", "service"]
 
 
 class Service:
-    """`heed serve` with two replicas of a model that is followed, and its registry.
+    """`heed serve` with two replicas of a model that is followed, each under a raylet of its own, and its registry.
 
     The file `clock` says by how many seconds the time of day is off for its processes (tests/jumping).
     """
@@ -82,7 +82,12 @@ class Service:
             *more,
         ]
         jumping = os.pathsep.join(filter(None, [str(ROOT / "tests" / "jumping"), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"BROKEN": str(self.broken), "CLOCK": str(self.clock), "PYTHONPATH": jumping}
+        environment = os.environ | {
+            "BROKEN": str(self.broken),
+            "CLOCK": str(self.clock),
+            "PYTHONPATH": jumping,
+            "NODES": "2",
+        }
         self.process = subprocess.Popen(
             program,
             cwd=ROOT,

@@ -116,6 +116,11 @@ def kill(named: bytes) -> Fault:
     return strike
 
 
+def kill_a_node(service: Service) -> None:
+    """The raylet of the one that is not the head: what runs under it ends, as where a machine dies."""
+    os.kill(max(service.processes(b"/raylet/raylet")), signal.SIGKILL)
+
+
 def kill_haproxy(service: Service) -> None:
     os.kill(haproxies(service.folder)[0], signal.SIGKILL)
 
@@ -282,7 +287,9 @@ FAULTS: Mapping[str, Fault] = {
     "the registry hangs, 5 s": registry_hangs,
     "the registry reads 2 MB/s": registry_slow,
     "a promotion on a full disk": registry_full,
-} | {f"promoted: {how}": spoil(how) for how in SPOILED}
+    **{f"promoted: {how}": spoil(how) for how in SPOILED},
+    "the raylet of a second node is killed": kill_a_node,
+}
 
 
 def row(name: str, seen: Seen) -> dict[str, str]:

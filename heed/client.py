@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -17,6 +17,7 @@ from heed.requests import (
     Correction,
     Deadline,
     Limits,
+    answer_of,
     batches,
     call_deadline,
     checked,
@@ -43,13 +44,14 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._http = httpx.Client(base_url=url, headers=_headers(api_key))
         self._limits: Limits | None = None
+        self._was_reached = False
 
     def classify(self, texts: Sequence[Text], **options: Unpack[Options]) -> list[Result]:
         """An answer to each text, in order; a long list is sent in requests that the service takes.
 
-        A refusal that passes (429, 503) is sent again when the service says so, if the deadline allows: that of the
-        call (timeout_ms), or 60 s for each request. Raises HeedError; a text that failed alone has its error in its
-        place.
+        A refusal that passes (429, 503) is sent again when the service says so, and so is what a service that answered
+        before gave no answer to, if the deadline allows: that of the call (timeout_ms), or 60 s for each request.
+        Raises HeedError; a text that failed alone has its error in its place.
         """
         whole = call_deadline(options)
         limits = self._limits_of(whole or Deadline(REQUEST_S)) if len(checked(texts)) > 1 else ANY
@@ -87,12 +89,19 @@ class Client:
     def _send(self, deadline: Deadline, asked: Batch | Correction | None = None) -> httpx.Response:
         """The answer, or the refusal that does not pass in time."""
         for attempt in itertools.count():
-            with _answered(self._http.base_url):
-                response = self._http.request(**request(asked, deadline))
-            wait_s = retry_in(response, attempt, deadline)
+            outcome = self._once(deadline, asked)
+            wait_s = retry_in(outcome, attempt, deadline, was_reached=self._was_reached)
             if wait_s is None:
                 break
             time.sleep(wait_s)
+        return answer_of(outcome, self._http.base_url)
+
+    def _once(self, deadline: Deadline, asked: Batch | Correction | None) -> httpx.Response | httpx.TransportError:
+        try:
+            response = self._http.request(**request(asked, deadline))
+        except httpx.TransportError as error:
+            return error
+        self._was_reached = True
         return response
 
     def close(self) -> None:
@@ -114,6 +123,7 @@ class AsyncClient:
             raise ValueError(f"concurrency is at least 1, not: {concurrency}")
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key))
         self._limits: Limits | None = None
+        self._was_reached = False
         self._concurrency = concurrency
 
     async def classify(self, texts: Sequence[Text], **options: Unpack[Options]) -> list[Result]:
@@ -157,12 +167,21 @@ class AsyncClient:
 
     async def _send(self, deadline: Deadline, asked: Batch | Correction | None = None) -> httpx.Response:
         for attempt in itertools.count():
-            with _answered(self._http.base_url):
-                response = await self._http.request(**request(asked, deadline))
-            wait_s = retry_in(response, attempt, deadline)
+            outcome = await self._once(deadline, asked)
+            wait_s = retry_in(outcome, attempt, deadline, was_reached=self._was_reached)
             if wait_s is None:
                 break
             await asyncio.sleep(wait_s)
+        return answer_of(outcome, self._http.base_url)
+
+    async def _once(
+        self, deadline: Deadline, asked: Batch | Correction | None
+    ) -> httpx.Response | httpx.TransportError:
+        try:
+            response = await self._http.request(**request(asked, deadline))
+        except httpx.TransportError as error:
+            return error
+        self._was_reached = True
         return response
 
     async def aclose(self) -> None:
@@ -181,20 +200,6 @@ class AsyncClient:
 def _headers(api_key: str | None) -> dict[str, str]:
     key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     return {"content-type": "application/json", **key}
-
-
-@contextlib.contextmanager
-def _answered(url: Any) -> Iterator[None]:
-    """Transport errors as HeedError: what is below the client is not its callers' concern."""
-    try:
-        yield
-    except httpx.TimeoutException:
-        raise HeedError(
-            "deadline_exceeded", None, "no answer in time: send fewer texts or a later timeout_ms"
-        ) from None
-    except httpx.TransportError as error:
-        message = f"no answer ({type(error).__name__}): is a service running there? {url}"
-        raise HeedError("unreachable", None, message) from error
 
 
 @contextlib.contextmanager

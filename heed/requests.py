@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
+import httpx
+
 from heed.errors import HeedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    import httpx
 
     Text = str | tuple[str, str]
 
@@ -145,15 +145,30 @@ def encoded(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def retry_in(response: httpx.Response, attempt: int, deadline: Deadline) -> float | None:
-    """Seconds after which to send it again; None if that is no use, or not within the deadline."""
-    if response.status_code not in PASSING:
-        return None
-    wait_s = _asked_wait(response.headers)
-    if wait_s is None:
-        wait_s = min(FIRST_WAIT_S * 2 ** min(attempt, 10), MAX_WAIT_S)
-    wait_s = max(wait_s, LEAST_WAIT_S)
-    return wait_s if wait_s < deadline.left_s else None
+def retry_in(
+    outcome: httpx.Response | httpx.TransportError, attempt: int, deadline: Deadline, *, was_reached: bool
+) -> float | None:
+    """Seconds after which to send it again; None if that is no use, or not within the deadline.
+
+    Where nobody answers, there may never have been a service; one that was reached once may come back.
+    """
+    if isinstance(outcome, Exception):
+        passes, asked_s = was_reached and not isinstance(outcome, httpx.TimeoutException), None
+    else:
+        passes, asked_s = outcome.status_code in PASSING, _asked_wait(outcome.headers)
+    wait_s = min(FIRST_WAIT_S * 2 ** min(attempt, 10), MAX_WAIT_S) if asked_s is None else max(asked_s, LEAST_WAIT_S)
+    return wait_s if passes and wait_s < deadline.left_s else None
+
+
+def answer_of(outcome: httpx.Response | httpx.TransportError, url: object) -> httpx.Response:
+    """The answer. Raises HeedError where there is none: what is below the client is not its callers' concern."""
+    if isinstance(outcome, httpx.TimeoutException):
+        message = "no answer in time: send fewer texts or a later timeout_ms"
+        raise HeedError("deadline_exceeded", None, message) from None
+    if isinstance(outcome, httpx.TransportError):
+        message = f"no answer ({type(outcome).__name__}): is a service running there? {url}"
+        raise HeedError("unreachable", None, message) from outcome
+    return outcome
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:

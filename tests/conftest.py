@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     Post = Callable[[str, object], httpx.Response]
     Serve = Callable[..., Server]
 
-REPLICA_LIMITS = {"max_body_bytes": 200_000, "max_texts_per_request": 50, "max_text_chars": 20_000, "precision": "fp32"}
+REPLICA_LIMITS: dict[str, Any] = {
+    "max_body_bytes": 200_000,
+    "max_texts_per_request": 50,
+    "max_text_chars": 20_000,
+    "precision": "fp32",
+}
 
 
 def pytest_configure() -> None:

@@ -23,13 +23,13 @@ START_S = 30
 
 
 class Replica:
-    """Models by name on 127.0.0.1; the first is the default. For `with`."""
+    """Models by name on a port of 127.0.0.1; the first is the default. For `with`."""
 
-    def __init__(self, models: dict[str, Path], **settings: object) -> None:
+    def __init__(self, models: dict[str, Path], at: int = 0, **settings: object) -> None:
         limits = Settings.model_validate(settings)
         specs = [Spec(name, folder) for name, folder in models.items()]
         self.service = Service(Models(specs, limits), limits)
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", at))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(self.service.asgi(), ws="none", log_level="error"))
         self._thread = threading.Thread(target=self._run)
@@ -52,7 +52,7 @@ class Replica:
 
 
 @contextlib.contextmanager
-def served(models: dict[str, Path], **settings: object) -> Iterator[str]:
+def served(models: dict[str, Path], at: int = 0, **settings: object) -> Iterator[str]:
     """The URL of such a replica."""
-    with Replica(models, **settings) as replica:
+    with Replica(models, at, **settings) as replica:
         yield replica.url

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -172,6 +173,18 @@ def test_an_overloaded_service_is_asked_again_until_every_text_is_answered(bundl
     assert 'code="429",route="/v1/classify"' in refused
 
 
+def test_a_service_that_goes_and_comes_back_costs_a_call_nothing_but_time(bundle_folder: Path) -> None:
+    port = free_port()
+    with heed.Client(f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as thread:
+        with served({"mood": bundle_folder}, at=port):
+            client.classify(["a lovely film"])
+        call = thread.submit(client.classify, ["a lovely film"])
+        time.sleep(0.3)
+        assert not call.done()
+        with served({"mood": bundle_folder}, at=port):
+            assert call.result(30)[0].label == "positive"
+
+
 def test_a_deadline_is_kept_whatever_happens(client: heed.Client) -> None:
     started = time.monotonic()
     with pytest.raises(heed.HeedError) as caught:
@@ -216,7 +229,22 @@ def test_a_refusal_is_sent_again_when_it_says_so_and_not_past_the_deadline(
     status: int, header: str | None, attempt: int, wait_s: float | None
 ) -> None:
     response = httpx.Response(status, headers={} if header is None else {"retry-after": header})
-    assert retry_in(response, attempt, Deadline(10, clock=lambda: 0.0)) == wait_s
+    assert retry_in(response, attempt, Deadline(10, clock=lambda: 0.0), was_reached=True) == wait_s
+
+
+@pytest.mark.parametrize(
+    ("error", "was_reached", "wait_s"),
+    [
+        (httpx.ConnectError("refused"), True, 0.5),
+        (httpx.RemoteProtocolError("closed"), True, 0.5),
+        (httpx.ConnectError("refused"), False, None),
+        (httpx.ReadTimeout("late"), True, None),
+    ],
+)
+def test_what_nobody_answered_is_sent_again_where_somebody_did_before(
+    error: httpx.TransportError, was_reached: bool, wait_s: float | None
+) -> None:
+    assert retry_in(error, 0, Deadline(10, clock=lambda: 0.0), was_reached=was_reached) == wait_s
 
 
 BLOCKED = """

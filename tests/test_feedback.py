@@ -189,7 +189,7 @@ def test_a_caller_neither_labels_nor_replaces_what_another_was_answered(bundle_f
 
 def test_labels_count_against_the_allowance_of_their_key(bundle_folder: Path, tmp_path: Path) -> None:
     key, known = new_key("annotators")
-    limits = {"texts_per_second_per_key": 0.01, "max_texts_per_request": 3, "api_keys": [str(known)]}
+    limits: dict[str, Any] = {"texts_per_second_per_key": 0.01, "max_texts_per_request": 3, "api_keys": [str(known)]}
     with (
         served({"mood": bundle_folder}, feedback_store=str(tmp_path / "labels.db"), **limits) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
