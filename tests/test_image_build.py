@@ -85,6 +85,14 @@ def test_the_probes_of_the_operator_pass_in_every_pod(cluster: Cluster) -> None:
         wait_for(functools.partial(cluster.passes, name, probe))
 
 
+def test_the_ingress_has_no_ports_of_its_own_and_answers_in_json_what_no_replica_did(cluster: Cluster) -> None:
+    for worker in cluster.workers:
+        assert cluster.passes(worker, "wget -T 2 -q -O- http://localhost:8000/health/live")
+        assert not cluster.passes(worker, "wget -T 2 -q -O- http://localhost:9101/metrics")
+        assert not cluster.passes(worker, "wget -T 2 -q -O- http://localhost:8404/stats")
+        assert cluster.passes(worker, "grep 'errorfile 502 /opt/heed/ingress/502.http' /tmp/haproxy-serve/haproxy.cfg")
+
+
 def test_a_worker_that_is_killed_costs_the_other_nothing(cluster: Cluster) -> None:
     cluster.podman("kill", "two")
     for _ in range(40):
