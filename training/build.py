@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from model.bundle import load_encoder
 from model.convert import keep_labels, load_weights
@@ -15,6 +16,7 @@ from model.encoder import Classifier, EncoderConfig
 from model.families import modernbert_defaults
 from model.folder import label_names, read_json
 from training.cooccurrence import MAX_TOKENS, start_from_text
+from training.data import targets
 from training.recipe import LONGEST, choose_dropout, choose_recipe, read_length
 from training.rows import EncodedRows
 from training.tokenizer import PAD_ID, learn_tokenizer, shrink_tokenizer
@@ -160,11 +162,13 @@ def build(
         )
         if config.word_vectors:
             start_from_text(classifier.encoder.embeddings.tokens, *tokens_of(tokenizer, train_set.texts))
+        start_at_base_rates(classifier, config, train_set, labels)
         return classifier, tokenizer, max_tokens
     refuse_own(config, SCRATCH_ONLY)
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
     classifier = Classifier(_with_dropout(encoder, config), len(labels))
     load_weights(classifier, weights, bare=True)
+    start_at_base_rates(classifier, config, train_set, labels)
     theirs = read_json(init / "config.json")
     if theirs.get("id2label"):
         keep_labels(classifier, weights, label_names(theirs), labels)
@@ -173,6 +177,23 @@ def build(
         classifier = _with_vocabulary(classifier, kept, len(labels))
     max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
     return classifier, tokenizer, min(max_tokens, classifier.config.max_tokens)
+
+
+def start_at_base_rates(classifier: Classifier, config: TrainConfig, train_set: Dataset, labels: Sequence[str]) -> None:
+    """Let an untrained head say of every text how frequent each label is (Lin et al. 2017, section 3.3).
+
+    A bias moves by the learning rate a step, so that else the layers below would learn first to say "rare" of every
+    text, and what they knew would be lost to it: of 28 labels a whole epoch long.
+    """
+    if config.class_weights == "balanced":
+        return  # all labels count as if they were equally frequent
+    truth = targets(train_set, labels)
+    multi = truth.ndim == 2
+    with_label = truth.sum(axis=0) if multi else np.bincount(truth, minlength=len(labels))
+    rates = (with_label + 0.5) / (len(truth) + 1)
+    logits = np.log(rates / (1 - rates)) if multi else np.log(rates)
+    with torch.no_grad():
+        classifier.head.out.bias.copy_(torch.from_numpy(logits))
 
 
 def recipe_of(
