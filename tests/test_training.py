@@ -6,14 +6,16 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from samples import TINY, rows
 
 from model.bundle import load_bundle
+from model.forward import forward_rows
 from model.scores import MULTI
 from training import train as train_module
-from training.build import TrainConfig
+from training.build import TrainConfig, build
 from training.data import DataError, read_dataset
 from training.evaluate import evaluate
 from training.optimizer import lr_scale
@@ -134,6 +136,24 @@ def test_pairs_and_lists_of_labels_train_and_load(write_jsonl: Callable[..., Pat
     assert bundle.problem_type == MULTI
     assert bundle.labels == ["negative", "positive", "yes"]
     assert evaluations["dev"].macro_f1.value > 0.8
+
+
+def test_before_it_has_learned_anything_a_model_says_how_frequent_each_label_is(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    lists = read_dataset(
+        write_jsonl([{"text": "a film", "labels": ["b"] if i % 4 else ["a", "b"]} for i in range(400)])
+    )
+    classifier, tokenizer, _ = build(TINY, lists, ["a", "b"], None)
+    scores = forward_rows(classifier.eval(), tokenizer.encode(["a film"], 16))
+    assert 1 / (1 + np.exp(-scores[0])) == pytest.approx([0.25, 1.0], abs=0.02)
+
+    ones = read_dataset(write_jsonl([{"text": "a film", "label": "b" if i % 4 else "a"} for i in range(400)], "ones"))
+    classifier, tokenizer, _ = build(TINY, ones, ["a", "b"], None)
+    scores = forward_rows(classifier.eval(), tokenizer.encode(["a film"], 16))
+    assert np.exp(scores[0]) / np.exp(scores[0]).sum() == pytest.approx([0.25, 0.75], abs=0.02)
+    classifier, tokenizer, _ = build(dataclasses.replace(TINY, class_weights="balanced"), ones, ["a", "b"], None)
+    assert not classifier.head.out.bias.any()
 
 
 def test_rows_out_of_scope_are_no_class_and_are_counted_where_the_model_abstains(
