@@ -5,6 +5,8 @@
 # make wheel sbom notes     what a release is made of, in dist/;  make audit: known vulnerabilities in what it is pinned to
 .PHONY: install serve test test-slow check image wheel sbom notes audit version image-tag constraints clean
 
+.DELETE_ON_ERROR:
+
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3

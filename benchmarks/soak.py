@@ -114,7 +114,7 @@ class Soak:
                 label = {"request_id": answer["request_id"], "index": 0, "label": "positive", "text": texts[0]}
                 async with session.post("/v1/feedback", json=label) as response:
                     if response.status != 202:
-                        minute.failed[f"labelled: {response.status}"] += 1
+                        minute.failed[f"labelled: {(await response.json())['error']['code']}"] += 1
         except (aiohttp.ClientError, TimeoutError) as error:
             minute.failed[type(error).__name__] += 1
 
