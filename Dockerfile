@@ -24,9 +24,9 @@ RUN rm -rf torch/test torch/include ray/jars && find torch/bin -type f ! -name t
 WORKDIR /src
 COPY . .
 RUN pip --python /opt/heed/bin/python install --no-deps .
-# What Ray starts as HAProxy in a cluster too (service/haproxy.py).
+# What Ray starts as HAProxy in a cluster (service/haproxy.py), where Ray says on which address.
 WORKDIR /opt/heed/ingress
-RUN ../bin/python -c 'from pathlib import Path; from service.launch import write_haproxy_command; write_haproxy_command(Path.cwd(), "0.0.0.0")'
+RUN ../bin/python -c 'from pathlib import Path; from service.launch import write_haproxy_command; write_haproxy_command(Path.cwd(), "127.0.0.1")'
 
 FROM python:3.11-slim-bookworm
 # wget: KubeRay's probes run it, with grep and bash. tini: forwards signals from the first moment, reaps orphans.
@@ -36,8 +36,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends tini wget && rm
     useradd --uid 10001 --home-dir /tmp --no-create-home heed
 COPY --from=build /opt/heed /opt/heed
 # HOME is /tmp and USER is set, so that a read-only root and any other --user work too.
-ENV PATH=/opt/heed/bin:$PATH HOME=/tmp USER=heed PYTHONUNBUFFERED=1 HEED_HOST=0.0.0.0 \
-    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/heed/ingress/haproxy
+ENV PATH=/opt/heed/bin:$PATH HOME=/tmp USER=heed PYTHONUNBUFFERED=1 HEED_HOST=0.0.0.0
 LABEL org.opencontainers.image.title="heed" \
       org.opencontainers.image.description="Train a text classifier and serve it" \
       org.opencontainers.image.version="0.1.0" \

@@ -118,7 +118,9 @@ def kill(named: bytes) -> Fault:
 
 def kill_a_node(service: Service) -> None:
     """The raylet of the one that is not the head: what runs under it ends, as where a machine dies."""
-    os.kill(max(service.processes(b"/raylet/raylet")), signal.SIGKILL)
+    heads = service.processes(b"--head")
+    [raylet] = [pid for pid in service.processes(b"/raylet/raylet") if pid not in heads]
+    os.kill(raylet, signal.SIGKILL)
 
 
 def kill_haproxy(service: Service) -> None:
@@ -141,18 +143,20 @@ def out_of_memory(service: Service) -> None:
 
 def one_text_is_too_long(service: Service) -> None:
     """Whatever a text is computed with, it runs out of memory: it alone fails, in every request that has it."""
+    texts = [service.texts[0], " ".join(WORDS * 20), service.texts[1]]
     service.broken.write_text("memory 200")
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        texts = [service.texts[0], " ".join(WORDS * 20), service.texts[1]]
-        answer = httpx.post(f"{service.url}/v1/classify", json={"texts": texts}).json()
-        errors = [result.get("error", {}).get("code") for result in answer["results"]]
-        assert errors == [None, "failed", None], errors
-    service.broken.write_text("")
+    try:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            answer = httpx.post(f"{service.url}/v1/classify", json={"texts": texts}).json()
+            errors = [result.get("error", {}).get("code") for result in answer["results"]]
+            assert errors == [None, "failed", None], errors
+    finally:
+        service.broken.write_text("")
 
 
 def clock_set(seconds: int) -> Fault:
-    """The time of day jumps, and stays there while the faults that follow happen."""
+    """The time of day jumps, and stays there: the faults that follow come after it."""
 
     def strike(service: Service) -> None:
         service.clock.write_text(str(seconds))

@@ -94,8 +94,8 @@ class Soak:
                     break
             await asyncio.gather(*waiting)
             for each in beside:
-                if each.done():
-                    each.result()  # it ends by itself only where it failed
+                if each.done():  # by itself only where it failed
+                    self.minutes[-1].failed[f"beside: {each.exception()}"] += 1
                 each.cancel()
 
     async def ask(self, session: aiohttp.ClientSession, number: int) -> None:
@@ -107,15 +107,16 @@ class Soak:
             if status != 200:
                 minute.failed[f"asked: {status}"] += 1
                 return
-            minute.seconds.append(time.perf_counter() - started)
+            took_s = time.perf_counter() - started
             minute.failed += Counter(result["error"]["code"] for result in answer["results"] if result.get("error"))
             minute.wrong += wrong(self.service, texts, answer)
+            minute.seconds.append(took_s)
             if number % 30 == 11:
                 label = {"request_id": answer["request_id"], "index": 0, "label": "positive", "text": texts[0]}
                 async with session.post("/v1/feedback", json=label) as response:
                     if response.status != 202:
                         minute.failed[f"labelled: {(await response.json())['error']['code']}"] += 1
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except Exception as error:  # no answer, or one that is none of Heed's
             minute.failed[type(error).__name__] += 1
 
     async def swap(self) -> None:
@@ -144,7 +145,10 @@ class Soak:
     def faults(self) -> list[str]:
         """What is not as it should be, over the whole minutes."""
         whole = [minute for minute in self.minutes if minute.threads]
-        counts = {"failed": sum(each.failed.total() for each in whole), "wrong": sum(each.wrong for each in whole)}
+        counts = {
+            "failed": sum(each.failed.total() for each in self.minutes),
+            "wrong": sum(each.wrong for each in self.minutes),
+        }
         found = [f"{what}: {n}" for what, n in counts.items() if n]
         first, last = whole[SETTLED : 2 * SETTLED], whole[-SETTLED:]
         if not first:

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 WRITE_EVERY_S = 0.25
 BATCH = 1000  # requests in a transaction
 WAITING_BYTES = 64 * 2**20  # about so much of answers waits to be written
-LOOKS, LOOK_EVERY_S = 10, 0.1  # after them an answer is written, by whichever replica gave it
+LOOK_AGAIN_S = (0.1, 0.1, 0.2, 0.4, 0.8, 1.6)  # after them an answer is written, by whichever replica gave it
 STORE_WAIT_S = 5
 NOT_FOUND = "the answer to request %s could not be looked up, nor labelled: %s"
 NOT_KEPT = "the label of an answer to request %s was not kept: %s"
@@ -102,11 +102,11 @@ class Feedback:
 
     async def _settled(self, request_id: str, key: str) -> Answer | None:
         """The answer; one that is not there yet may be waiting to be written, in this replica or another."""
-        for _ in range(LOOKS):
+        for wait_s in (0.0, *LOOK_AGAIN_S):
+            await asyncio.sleep(wait_s)
             answer = await self._ask(self._looking, lambda: self._store.answer(request_id, key), NOT_FOUND, request_id)
             if answer is not None:
                 return answer
-            await asyncio.sleep(LOOK_EVERY_S)
         return None
 
     async def keep(self, label: Label) -> None:

@@ -136,15 +136,12 @@ def ray_environment(folder: Path, settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",  # its first checks are spread over as long, and a start waits
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",  # of silence in the middle of a body; an answer may take longer
-        # Where a replica dies or cannot serve, another answers: whatever Heed is asked may be asked twice.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
-        "RAY_SERVE_HAPROXY_RETRIES": "2",  # what kills a replica does not kill them all
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # never asked, but two services must not share it
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "service.steady:measure_by_a_steady_clock",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.grpc_ingress:listen_on_loopback",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # until HAProxy has been told that a replica goes
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # a HAProxy that died is started again after three
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # of three, after which a HAProxy that died is started again
     }
 
 
@@ -161,7 +158,7 @@ def write_haproxy_command(folder: Path, host: str) -> Path:
     command = folder / "haproxy"
     parts = [sys.executable, "-IS", str(HERE / "haproxy.py"), str(get_haproxy_binary()), host, str(folder)]
     command.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} "$@"\n')
-    command.chmod(0o755)  # in an image another user runs it
+    command.chmod(0o755)  # in the image another user runs it
     return command
 
 

@@ -201,7 +201,7 @@ def test_labels_count_against_the_allowance_of_their_key(bundle_folder: Path, tm
 
 
 def test_no_number_of_look_ups_holds_up_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback, "LOOKS", 1)
+    monkeypatch.setattr(feedback, "LOOK_AGAIN_S", ())
     file, are_done = tmp_path / "labels.db", threading.Event()
 
     class Slow(Store):

