@@ -116,11 +116,19 @@ def kill(named: bytes) -> Fault:
     return strike
 
 
-def kill_a_node(service: Service) -> None:
-    """The raylet of the one that is not the head: what runs under it ends, as where a machine dies."""
-    heads = service.processes(b"--head")
-    [raylet] = [pid for pid in service.processes(b"/raylet/raylet") if pid not in heads]
+def kill_a_node(service: Service) -> Callable[[], bool]:
+    """The raylet of the one that is not the head; Ray takes a replica from there to be lost when it misses the node."""
+    [head] = service.processes(b"--head")
+    [raylet] = [pid for pid in service.processes(b"/raylet/raylet") if pid != head]
     os.kill(raylet, signal.SIGKILL)
+    return lambda: sum(parent(pid) == head for pid in service.processes(b"ray::ServeReplica")) == 2
+
+
+def parent(pid: int) -> int:
+    """Of a process, 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def kill_haproxy(service: Service) -> None:
