@@ -1,6 +1,6 @@
 """An hour of everything at once: does memory stay flat, do answers stay right, is the end as fast as the start?
 
-    python benchmarks/soak.py [--minutes 60] [--rate 40] [--plot soak.png]
+    python benchmarks/soak.py [--minutes 60] [--rate 40] [--plot soak.svg]
 
 Two replicas follow a registry in which two versions take turns every minute; callers ask for one text, for many, and
 for explanations, at a constant rate; labels are sent for some answers, and metrics are scraped. Every answer is checked
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="An hour of everything at once.")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=40, metavar="N", help="requests a second")
-    parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder), "--feedback-store", str(Path(folder) / "labels.db"))
@@ -201,8 +201,9 @@ def plot(minutes: Sequence[Minute], file: Path) -> None:
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     for axis, name in zip(figure.subplots(4, sharex=True), ("p99_ms", "megabytes", "files", "threads"), strict=True):
-        axis.plot(range(1, len(minutes) + 1), [getattr(each, name) for each in minutes])
-        axis.set(ylabel=name, ylim=(0, None))
+        heights = [getattr(each, name) for each in minutes]
+        axis.plot(range(1, len(minutes) + 1), heights)
+        axis.set(ylabel=name, ylim=(0, 1.2 * max(heights)))
     figure.savefig(file)
 
 
