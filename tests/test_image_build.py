@@ -90,7 +90,7 @@ def test_the_ingress_has_no_ports_of_its_own_and_answers_in_json_what_no_replica
         assert cluster.passes(worker, "wget -T 2 -q -O- http://localhost:8000/health/live")
         assert not cluster.passes(worker, "wget -T 2 -q -O- http://localhost:9101/metrics")
         assert not cluster.passes(worker, "wget -T 2 -q -O- http://localhost:8404/stats")
-        assert cluster.passes(worker, "grep 'errorfile 502 /opt/heed/ingress/502.http' /tmp/haproxy-serve/haproxy.cfg")
+        assert cluster.passes(worker, "grep -r 'errorfile 502 /opt/heed/ingress/502.http' /tmp/haproxy-serve")
 
 
 def test_a_worker_that_is_killed_costs_the_other_nothing(cluster: Cluster) -> None:
