@@ -194,8 +194,12 @@ def order_of_two_passes_and_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]
         order.append(name)
         return [[], 0]
 
+    def step(self: Engine, job: int) -> None:
+        if job in (EARLIER, LATER):  # an engine of another test may still be told that its callers have left
+            order.append(job)
+
     monkeypatch.setattr(Engine, "compute", one_pass)
-    monkeypatch.setattr(Engine, "stop_explaining", lambda self, job: order.append(job))
+    monkeypatch.setattr(Engine, "stop_explaining", step)
     device = Compute("cpu", 1)
 
     async def passes_and_a_step() -> None:

@@ -59,7 +59,13 @@ MAY_IMPORT = {
         "opentelemetry",
     },
 }
-RAY_FILES = {"service/app.py", "service/grpc_ingress.py", "service/launch.py", "service/ray_node.py"}
+RAY_FILES = {
+    "service/app.py",
+    "service/grpc_ingress.py",
+    "service/launch.py",
+    "service/ray_node.py",
+    "service/steady.py",
+}
 RAY_TRAIN_FILES = {"training/cluster.py", "training/distributed.py", "training/search.py"}
 RAY_DATA_FILES = {"service/predict_ray.py"}  # heed predict --ray; pandas is what its blocks of objects are
 WITH_TORCH = {

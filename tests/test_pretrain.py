@@ -116,7 +116,7 @@ def test_transformers_opens_the_encoder_as_a_masked_language_model(
 def test_a_classifier_starts_from_the_encoder(encoder: Path, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     data = write_jsonl(rows(300))
     config = TrainConfig(max_tokens=32, batch_tokens=512, epochs=1)
-    classifier, *_ = build(config, read_dataset(data), ["a", "b"], encoder)
+    classifier, *_ = build(config, read_dataset(data), ["negative", "positive"], encoder)
     state = classifier.encoder.state_dict()
     masked = MaskedLM(load_encoder(encoder)[0])
     load_weights(masked, load_encoder(encoder)[1])
