@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGE = "localhost/heed:test"
-LIMIT_BYTES = 2_500_000_000
+LIMIT_BYTES = 2_000_000_000
 READY_S = 30
 
 
