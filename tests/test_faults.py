@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RATE, SECONDS = 20, 8
 LOST = {  # outcomes that a fault may cost, and of how many requests: on a busy machine some seconds' worth
-    "a replica is killed": ({"connection lost", "503"}, RATE * 2),
-    "a replica's engine is killed": ({"failed text", "503"}, RATE * 8),
+    "a replica is killed": ({"connection lost", "503"}, 5),  # an answer of which some has been sent
+    "a replica's engine is killed": ({"failed text"}, RATE),
     "HAProxy is killed": ({"connection lost", "503"}, RATE * 20),
     "a replica's passes hang": ({"connection lost", "503", "504"}, 40),
     "the raylet of a second node is killed": ({"connection lost", "503"}, RATE * 2),
@@ -44,7 +44,7 @@ def test_whatever_breaks_no_answer_is_wrong_none_is_lost_that_need_not_be_and_th
     service: Service, fault: str
 ) -> None:
     if fault == "the registry reads 2 MB/s" and not (shutil.which("bindfs") and Path("/dev/fuse").exists()):
-        pytest.skip("no bindfs, or no FUSE")
+        pytest.skip("a slow disk is bindfs on /dev/fuse: install the package bindfs, where the kernel has FUSE")
     seen = asyncio.run(watch(service, FAULTS[fault], RATE, SECONDS))
     others = seen.counts()
     answered = others.pop("200")

@@ -35,7 +35,7 @@ def changed(seed: bytes, changes: list[Change]) -> bytes:
         elif what == "double":
             data[at:at] = data[at : at + length]
         elif at < len(data):
-            data[at] ^= 1 << where % 8
+            data[at] ^= 1 << piece[0] % 8
     return bytes(data)
 
 
@@ -43,6 +43,8 @@ def changed(seed: bytes, changes: list[Change]) -> bytes:
 def test_no_input_is_a_crash_at(edge: str) -> None:
     with EDGES[edge]() as one:
         seeds: list[bytes] = one.seeds  # type: ignore[attr-defined]
+        for seed in seeds:
+            one(seed)
 
         @settings(max_examples=INPUTS, deadline=None, derandomize=True)
         @given(st.sampled_from(seeds), st.lists(CHANGE, max_size=8))
