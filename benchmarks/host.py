@@ -44,7 +44,7 @@ def tiny_bundle(folder: Path) -> Path:
     sentiment = load_bundle(SENTIMENT)
     config = EncoderConfig(vocab_size=sentiment.tokenizer.vocab_size, **TINY)  # type: ignore[arg-type]
     assert sentiment.manifest is not None
-    manifest = replace(sentiment.manifest, name="tiny", max_tokens=config.max_tokens)
+    manifest = replace(sentiment.manifest, name="tiny", max_tokens=config.max_tokens, reference={})
     classifier = Classifier(config, len(sentiment.labels)).eval()
     with torch.no_grad():
         classifier.head.out.bias[0] += CLEARLY  # random logits are near each other, and would turn with the precision

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from engines import Missing
+from host import tiny_bundle
 from limits import peak_bytes, rows_of
 from peers import Peer, Start
 from running import Texts, ask, running
 from serving import Results, all_peers, table, verdict
 from timing import markdown, ratio, take_turns
 
+from model.bundle import load_bundle
 from model.tokens import Row
 from service.figures import QUANTILES, Answers, Figures
 
@@ -97,6 +99,10 @@ def test_a_server_that_answers_wrongly_or_ends_is_left_out(tmp_path: Path) -> No
     ends = Peer("ends", lambda start: [start.python, "-c", "print('no model'); raise SystemExit(3)"])
     with pytest.raises(Missing, match="ends ended with 3: no model"), running(ends, tmp_path, texts, tmp_path):
         pass
+
+
+def test_the_random_model_that_the_host_is_measured_with_can_be_loaded(tmp_path: Path) -> None:
+    assert load_bundle(tiny_bundle(tmp_path / "tiny")).classifier.config.width == 128
 
 
 def test_every_peer_says_how_it_is_started_and_asked(tmp_path: Path) -> None:
