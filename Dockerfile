@@ -23,7 +23,8 @@ RUN rm -rf torch/test torch/include ray/jars && find torch/bin -type f ! -name t
     find matplotlib networkx numpy scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
 WORKDIR /src
 COPY . .
-RUN pip --python /opt/heed/bin/python install --no-deps .
+# The variable holds for what builds the package, too; -c does not.
+RUN PIP_CONSTRAINT=/src/constraints.txt pip --python /opt/heed/bin/python install --no-deps .
 # What Ray starts as HAProxy in a cluster (service/haproxy.py), where Ray says on which address.
 WORKDIR /opt/heed/ingress
 RUN ../bin/python -c 'from pathlib import Path; from service.launch import write_haproxy_command; write_haproxy_command(Path.cwd(), "127.0.0.1")'

@@ -68,7 +68,8 @@ sbom: dist/requirements.txt
 
 notes:
 	@mkdir -p dist
-	@awk '/^## \[/ { n++ } n == 1' CHANGELOG.md > dist/notes.md
+	@awk -v heading="## [$$($(MAKE) --silent version)]" '/^## \[/ { on = index($$0, heading) == 1 } on' CHANGELOG.md > dist/notes.md
+	@test -s dist/notes.md || { echo "CHANGELOG.md has no section of this version: $$($(MAKE) --silent version)" >&2; exit 1; }
 
 audit: dist/requirements.txt
 	$(SAY) "looking for known vulnerabilities in what the image is made of"

@@ -53,7 +53,7 @@ def run_edge(edge: str, inputs: int) -> None:
     with atheris.instrument_imports(include=["service", "model", "training"]):
         from edges import EDGES
     with EDGES[edge]() as one, tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(getattr(one, "seeds", [])):
+        for i, seed in enumerate(one.seeds):
             (Path(corpus) / str(i)).write_bytes(seed)
         limits = [f"-runs={inputs}", f"-timeout={LONGEST_S}", f"-rss_limit_mb={MOST_MB}", "-print_final_stats=1"]
         longest = [f"-max_len={MAX_BYTES.get(edge, 4096)}", "-len_control=0", "-seed=1"]

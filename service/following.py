@@ -71,6 +71,8 @@ class Following:
             for name, entry in entries.items()
             if isinstance(entry, RegistryEntry) and entry.is_alias
         }
+        for name in self._followed:
+            metrics.count_from_zero(name)
         self._thread = ThreadPoolExecutor(1, "follow")
 
     def of(self, name: str) -> Followed | None:

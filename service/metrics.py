@@ -186,6 +186,14 @@ class ModelMetrics:
 STARTED.set_to_current_time()
 
 
+def count_from_zero(followed: str) -> None:
+    """Say 0 of what may happen to a followed model: from nothing to 1 is no increase to Prometheus."""
+    for outcome in ("loaded", "failed"):
+        MODEL_LOADS.labels(followed, outcome)
+    for outcome in ("read", "failed"):
+        REGISTRY_POLLS.labels(followed, outcome)
+
+
 def observe_memory(*processes: int) -> None:
     """Read what the kernel says of these processes together; one that has ended has none."""
     pages = 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RAYSERVICE = yaml.safe_load((DEPLOY / "base" / "rayservice.yaml").read_text())
 CONFIG = serve_config(RAYSERVICE)
 [WORKERS] = RAYSERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+[HEAD] = RAYSERVICE["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
 [CONTAINER] = WORKERS["template"]["spec"]["containers"]
 CLOSED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--shm-size=512m"]
 
@@ -65,10 +66,16 @@ class Cluster:
         wait_for(lambda: self.ask("PUT", json={**CONFIG, "applications": [fewer]}).status_code == 200)
         wait_for(lambda: self.ask("GET").json()["applications"]["heed"]["status"] == "RUNNING")
 
-    def answers(self, worker: str) -> bool:
+    def answers(self, worker: str, texts: int = 1) -> bool:
         url = f"http://127.0.0.1:{self.workers[worker]}/v1/classify"
-        answer = httpx.post(url, json={"texts": ["a gorgeous movie"]}, timeout=30)
+        asked = [f"a gorgeous movie {i}" for i in range(texts)]
+        answer = httpx.post(url, json={"texts": asked}, timeout=30)
         return answer.status_code == 200 and answer.json()["results"][0]["labels"][0]["label"] == "positive"
+
+    def memory(self, name: str) -> int:
+        """Bytes that the processes of a container have; what they share counts once."""
+        look = "cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Pss:/ { s += $2 } END { print s }'"
+        return 1024 * int(self.podman("exec", name, "bash", "-c", look).stdout)
 
     def passes(self, name: str, probe: str) -> bool:
         """Whether a command succeeds in a container."""

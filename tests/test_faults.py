@@ -32,6 +32,9 @@ WHOLE_S = {  # else 20
 }
 
 
+SILENT_S = {"HAProxy is killed": 20, "the registry reads 2 MB/s": 10}  # in which nobody is answered, else 5
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     started = Service(tmp_path_factory.mktemp("faults"))
@@ -52,5 +55,6 @@ def test_whatever_breaks_no_answer_is_wrong_none_is_lost_that_need_not_be_and_th
     assert set(others) <= allowed, others
     assert others.total() <= most, others
     assert answered + others.total() == len(seen.rows)
+    assert seen.silence_s() < SILENT_S.get(fault, 5)
     assert seen.whole_s is not None
     assert seen.whole_s < WHOLE_S.get(fault, 20)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from model.bundle import load_bundle
 from model.device import choose_device
@@ -283,6 +284,8 @@ def test_a_registry_that_cannot_be_read_is_said_once_and_changes_nothing(
         async with live(model) as served:
             first, file = model.version("production"), model.folder / "aliases.json"
             readable = file.read_text()
+            said = REGISTRY.get_sample_value("heed_registry_polls_total", {"model": "mood", "outcome": "failed"})
+            assert said is not None, "from nothing to 1 is no increase to Prometheus"
             failed = counted(metrics.REGISTRY_POLLS, "mood", "failed")
             if aliases is None:
                 file.unlink()

@@ -142,6 +142,13 @@ def test_text_of_every_kind_is_answered_with_offsets_inside_it(server: Server, t
         assert token["text"] == text[token["start"] : token["end"]]
 
 
+def test_offsets_count_characters_whatever_stands_before_the_word(server: Server) -> None:
+    for before in ("", "\0 ", "👩‍👩‍👧‍👦 ", "\u202e", "e\u0301 ﷺ ", "日本 "):
+        [result] = server.classify([before + "film"], explain=True).json()["results"]
+        found = [token for token in result["explanation"]["tokens"] if token["end"] > len(before)]
+        assert (found[0]["start"], found[-1]["end"]) == (len(before), len(before) + len("film")), before
+
+
 def test_half_a_character_is_refused_by_name_and_not_repeated(server: Server) -> None:
     for body in (b'{"texts": ["a \\ud800 b"]}', b'{"texts": ["a \xed\xa0\x80 b"]}', b'{"texts": ["\xff"]}'):
         answer = httpx.post(f"{server.url}/v1/classify", content=body)

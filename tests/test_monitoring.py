@@ -26,11 +26,14 @@ README = (DEPLOY / "README.md").read_text()
 ON_GPU_NODES = {"ray_node_gpus_utilization", "ray_node_gram_used"}  # of ray/dashboard/modules/reporter
 
 
+def shown() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
 def queries() -> str:
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["spec"]["groups"] for rule in group["rules"]]
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    shown = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    return " ".join([rule["expr"] for rule in rules] + shown)
+    return " ".join([rule["expr"] for rule in rules] + shown())
 
 
 def test_every_metric_of_ours_that_an_alert_or_a_panel_names_is_one_that_the_service_exports() -> None:
@@ -67,6 +70,16 @@ def test_the_dashboard_is_what_its_program_writes_and_no_panel_covers_another() 
 def test_every_alert_has_its_line_in_the_runbook() -> None:
     alerts = re.findall(r"alert: (\w+)", ALERTS.read_text())
     assert set(re.findall(r"(?m)^\| `(Heed\w+)` \|", README)) == set(alerts)
+
+
+def test_prometheus_can_read_each_panel(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool (Debian: prometheus)")
+    rules = [{"record": f"panel{i}", "expr": expr.replace("$__rate_interval", "5m")} for i, expr in enumerate(shown())]
+    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    check = subprocess.run(["promtool", "check", "rules", tmp_path / "panels.yaml"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert f"{len(rules)} rules found" in check.stdout
 
 
 def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:

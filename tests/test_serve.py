@@ -68,6 +68,12 @@ def test_it_answers_and_listens_on_the_loopback_interface_only(server: Server) -
     assert {address for address, _ in found} <= LOOPBACK
 
 
+def test_asked_to_be_public_it_opens_the_port_asked_for_and_no_other(serve: Serve, bundle_folder: Path) -> None:
+    server = serve(f"mood={bundle_folder}", "--host", "0.0.0.0")
+    found = listening(processes_of(str(server.folder)))
+    assert {port for address, port in found if address not in LOOPBACK} == {server.port}
+
+
 def only(answers: list[Scored | ServiceError]) -> list[float]:
     [scored] = answers
     assert isinstance(scored, Scored)
@@ -149,14 +155,20 @@ def test_a_deadline_that_cannot_be_met_is_a_504(server: Server) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
-def test_no_text_of_a_user_is_in_a_log(server: Server) -> None:
+def test_no_text_of_a_user_is_in_a_log_or_a_metric(server: Server) -> None:
     secret = "xyzzysecret"
-    server.classify([secret])
+    assert server.classify([secret], explain=True).status_code == 200
     httpx.post(f"{server.url}/v1/classify", content=f'{{"texts": "{secret}"}}'.encode())
+    httpx.post(f"{server.url}/v1/feedback", json={"request_id": secret, "index": 0, "label": secret})
+    httpx.post(f"{server.url}/v2/models/mood/infer", json={"inputs": [{"name": secret, "data": [secret]}]})
     httpx.get(f"{server.url}/{secret}")
-    logs = [file for file in (server.folder / "ray").rglob("*.*") if file.is_file()]
-    assert len(logs) > 5
-    assert [file for file in logs if secret.encode() in file.read_bytes()] == []
+    time.sleep(1)  # of writing
+    kept = [file for file in server.folder.rglob("*") if file.is_file() and b"heed-metrics" not in bytes(file)]
+    said = {str(file): file.read_bytes() for file in kept} | {"stderr": "".join(server.log).encode()}
+    said["/metrics"] = httpx.get(f"{server.url}/metrics").content
+    assert any(b"heed INFO: " in text for text in said.values()), "the log of a replica is not among what was read"
+    assert b"heed_requests_total" in said["/metrics"]
+    assert [name for name, text in said.items() if secret.encode() in text] == []
 
 
 def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Server) -> None:
