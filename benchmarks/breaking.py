@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -139,15 +140,16 @@ class Service:
             self.processes(b"ray::ServeReplica"),
             self.processes(b"service.engine") or self.processes(b"breakable_engine"),
         ]
-        if (
-            any(len(part) < 2 for part in parts)
-            or not haproxies(self.folder)
-            or not self.processes(b"ray::ServeController")
-        ):
+        parts_are_there = all(len(part) >= 2 for part in parts) and self.processes(b"ray::ServeController")
+        if not parts_are_there or not haproxies(self.folder):
             return False
-        with contextlib.suppress(httpx.HTTPError):
-            return all(httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200 for _ in range(4))
-        return False
+        return is_ready(self.port) and sum(map(self.is_asked, self.processes(b"ray::ServeReplica"))) >= 2
+
+    def is_asked(self, replica: int) -> bool:
+        """Whether a replica answers, and HAProxy knows where."""
+        known = "".join(file.read_text() for file in self.folder.rglob("haproxy.cfg"))
+        ports = [port for _, port in listening([replica]) if f"127.0.0.1:{port} " in known]
+        return any(map(is_ready, ports))
 
     def stop(self) -> None:
         self.process.terminate()
@@ -156,6 +158,25 @@ class Service:
         for pipe in (self.process.stdin, self.process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def is_ready(port: int) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=2).status_code == 200
+    return False
+
+
+def listening(pids: Sequence[int]) -> set[tuple[str, int]]:
+    """Addresses, in the kernel's hexadecimal, and ports that the processes listen on."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets |= set(re.findall(r"socket:\[(\d+)\]", str(handle.readlink())))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    addresses = [row[1].split(":") for row in rows if row[3] == "0A" and row[9] in sockets]
+    return {(address, int(port, 16)) for address, port in addresses}
 
 
 async def ask(session: aiohttp.ClientSession, url: str, texts: Sequence[str], **more: bool) -> tuple[int, Any]:

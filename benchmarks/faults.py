@@ -120,8 +120,17 @@ def kill_a_node(service: Service) -> Callable[[], bool]:
     """The raylet of the one that is not the head; Ray takes a replica from there to be lost when it misses the node."""
     [head] = service.processes(b"--head")
     [raylet] = [pid for pid in service.processes(b"/raylet/raylet") if pid != head]
+    while len(there := children(service, raylet)) == 2:  # none would be left to answer
+        os.kill(there[0], signal.SIGKILL)
+        time.sleep(0.5)
+        until(service.is_whole, "not whole again")
     os.kill(raylet, signal.SIGKILL)
-    return lambda: sum(parent(pid) == head for pid in service.processes(b"ray::ServeReplica")) == 2
+    return lambda: len(children(service, head)) == 2
+
+
+def children(service: Service, raylet: int) -> list[int]:
+    """Replicas of a node."""
+    return [pid for pid in service.processes(b"ray::ServeReplica") if parent(pid) == raylet]
 
 
 def parent(pid: int) -> int:
@@ -213,9 +222,19 @@ def registry_slow(service: Service) -> None:
 
 def until_served(service: Service, version: str) -> None:
     """By all replicas, as far as several answers tell."""
+
+    def is_served() -> bool:
+        said = (httpx.get(f"{service.url}/v1/models").json()["models"][0]["version"] for _ in range(8))
+        return all(one == version for one in said)
+
+    until(is_served, f"not loaded: {version}")
+
+
+def until(is_so: Callable[[], bool], else_say: str) -> None:
+    """Wait."""
     end = time.monotonic() + BACK_S
-    while any(httpx.get(f"{service.url}/v1/models").json()["models"][0]["version"] != version for _ in range(8)):
-        assert time.monotonic() < end, f"not loaded: {version}"
+    while not is_so():
+        assert time.monotonic() < end, else_say
         time.sleep(0.2)
 
 
@@ -275,10 +294,7 @@ def spoil(how: str) -> Fault:
         written = aliases.with_name("next")
         written.write_text(json.dumps(json.loads(kept) | {"production": version.name}))
         written.replace(aliases)
-        end = time.monotonic() + BACK_S
-        while not httpx.get(f"{service.url}/v1/models").json()["models"][0]["last_error"]:
-            assert time.monotonic() < end, f"not refused: {how}"
-            time.sleep(0.2)
+        until(lambda: httpx.get(f"{service.url}/v1/models").json()["models"][0]["last_error"], f"not refused: {how}")
         written.write_text(kept)
         written.replace(aliases)
 

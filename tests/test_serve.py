@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import signal
 import socket
 import time
@@ -17,6 +16,7 @@ import aiohttp
 import httpx
 import numpy as np
 import pytest
+from breaking import listening
 from prometheus_client.mmap_dict import MmapedDict
 from samples import FILLER, GOOD, sentence
 from server import STOP_S, Server
@@ -45,18 +45,6 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 def server(bundle_folder: Path) -> Iterator[Server]:
     with Server(f"mood={bundle_folder}") as running:
         yield running
-
-
-def listening(pids: list[int]) -> set[tuple[str, int]]:
-    """Addresses, in the kernel's hexadecimal, and ports that the processes listen on."""
-    sockets = set()
-    for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                sockets |= set(re.findall(r"socket:\[(\d+)\]", str(handle.readlink())))
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
-    addresses = [row[1].split(":") for row in rows if row[3] == "0A" and row[9] in sockets]
-    return {(address, int(port, 16)) for address, port in addresses}
 
 
 def test_it_answers_and_listens_on_the_loopback_interface_only(server: Server) -> None:

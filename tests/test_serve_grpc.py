@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import httpx
 import pytest
+from breaking import listening
 from clients import KSERVE, TRITON, calls
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from samples import GOOD, sentence
 from server import Server
-from test_serve import LOOPBACK, counted, counted_by, listening
+from test_serve import LOOPBACK, counted, counted_by
 
 from service.grpc_messages import SERVICE, message
 from service.guard import processes_of
