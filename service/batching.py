@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from service.errors import Failed, NotReady, Overloaded, ServiceError
-from service.planning import Cost, plan_pass
+from service.planning import Cost, even_share, plan_pass
 from service.turns import BULK_TURN
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Batcher(Generic[Item, Result]):
         self._is_empty.set()
         self.queue_texts = 0  # waiting, not yet in a pass
         self._tokens = {False: 0, True: 0}  # of those, by is_bulk
+        self._running_tokens = 0  # in passes
         self.backlog_s = {False: 0.0, True: 0.0}  # cost of what waits or runs, by is_bulk
         turns.join(self)
 
@@ -263,7 +264,9 @@ class Batcher(Generic[Item, Result]):
         """Remove the next pass from the head of a line."""
         line = self._lines[is_bulk]
         head: list[_Work[Item, Result]] = []
-        tokens, looked_at = 0, math.inf if self._is_padded else LOOKED_AT * self.max_batch_tokens
+        share = even_share(self.queue_tokens, self._running_tokens, self._turns.at_once, self.cost)
+        budget = min(self.max_batch_tokens, share)
+        tokens, looked_at = 0, math.inf if self._is_padded else LOOKED_AT * budget
         while line and len(head) < PLANNED_ITEMS and tokens < looked_at:
             work = line.popleft()
             if work.is_waiting and work.is_bulk == is_bulk:
@@ -272,12 +275,13 @@ class Batcher(Generic[Item, Result]):
         aged = self._clock() - AGED_S
         plan = plan_pass(
             [work.item.tokens for work in head],
-            self.max_batch_tokens,
+            budget,
             is_padded=self._is_padded,
             aged=sum(work.since < aged for work in head),
         )
         for i in plan:
             self._uncount(head[i])
+            self._running_tokens += head[i].item.tokens
         line.extendleft(work for work in reversed(head) if work.is_waiting)
         return [head[i] for i in plan]
 
@@ -286,6 +290,7 @@ class Batcher(Generic[Item, Result]):
         start = self._clock()
         results, error = await self._results([work.item for work in chosen])
         lengths = [work.item.tokens for work in chosen]
+        self._running_tokens -= sum(lengths)
         forward_s = self._turns.end(name, self.cost.seconds(len(chosen), sum(lengths)) if error is None else 0.0)
         for work in chosen:
             self._close(work)

@@ -5,6 +5,7 @@ Called by service/batching.py; service/predictor.py measures what fit_cost reads
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,11 @@ class Cost:
         """A pass of so many rows with so many tokens in all."""
         return self.pass_s + rows * self.row_s + tokens * self.token_s
 
+    @property
+    def usual_token_s(self) -> float:
+        """Of a token in a usual row."""
+        return self.token_s + self.row_s / USUAL_ROW
+
 
 def fit_cost(measured: Sequence[tuple[int, int, float]]) -> Cost:
     """The cost that explains passes measured as (rows, tokens, seconds) best, in relative terms.
@@ -50,11 +56,22 @@ def fit_cost(measured: Sequence[tuple[int, int, float]]) -> Cost:
 
 def full_pass(cost: Cost, most: int) -> int:
     """Tokens of the smallest pass, of rows of USUAL_ROW, that runs at EFFICIENT of the device's rate, or `most`."""
-    per_token = cost.token_s + cost.row_s / USUAL_ROW
-    if per_token == 0:
+    if cost.usual_token_s == 0:
         return most
-    tokens = EFFICIENT / (1 - EFFICIENT) * cost.pass_s / per_token
+    tokens = EFFICIENT / (1 - EFFICIENT) * cost.pass_s / cost.usual_token_s
     return min(most, max(MIN_PASS, round(tokens)))
+
+
+def even_share(waiting: int, running: int, at_once: int, cost: Cost) -> int:
+    """Tokens of the next of the passes that run beside each other: an even share of all that waits or runs.
+
+    Else one pass takes all that waits and the others, meanwhile, every text as it comes: large and small passes take
+    turns, and the small ones cost more a token. A share costs at least as much as a pass in itself.
+    """
+    if at_once == 1 or cost.usual_token_s == 0:
+        return waiting
+    least = min(waiting, math.ceil(cost.pass_s / cost.usual_token_s))
+    return max(least, math.ceil((waiting + running) / at_once))
 
 
 def plan_pass(tokens: Sequence[int], budget: int, *, is_padded: bool, aged: int = 0) -> list[int]:

@@ -49,6 +49,9 @@ class Podman:
     def close(self) -> None:
         self("rm", "--all", "--force", check=False)
         self("rmi", "--all", "--force", check=False)
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in reversed([place for place in mounted if place.startswith(f"{self.folder}/")]):
+            subprocess.run(["umount", "--lazy", place], check=False)  # podman leaves its storage mounted upon itself
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ import pytest
 from batched import BUDGET, Device, Item, batcher, clocked, in_time, submitted
 
 from service.errors import Overloaded
+from service.planning import Cost
 from service.turns import BULK_TURN, Turns
 
 
@@ -75,6 +76,20 @@ async def test_an_interactive_caller_does_not_wait_in_bulks_line_for_an_equal_te
     await bulk
     assert len(device.passes) == 50
     await queue.drain()
+
+
+@in_time
+async def test_a_burst_is_shared_by_the_passes_that_run_at_once() -> None:
+    device = Device(is_free=False)
+    device.turns = Turns(at_once=2)
+    queue = batcher(device)
+    queue.cost = Cost(0.0, 0.0, 0.01)
+    burst = await submitted(queue, [Item(name, 10) for name in range(8)])
+    assert [len(items) for items in device.passes] == [4, 4]
+    later = await submitted(queue, [Item(8, 10)])
+    device.free.set()
+    assert [answer.result for answer in await burst] == list(range(8))
+    assert [answer.result for answer in await later] == [8]
 
 
 @in_time

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.planning import EFFICIENT, Cost, fit_cost, full_pass, plan_pass
+from service.planning import EFFICIENT, Cost, even_share, fit_cost, full_pass, plan_pass
 
 lengths = st.lists(st.integers(1, 120), min_size=1, max_size=30)
 
@@ -62,3 +62,13 @@ def test_a_full_pass_is_the_smallest_that_the_device_runs_near_its_rate() -> Non
     tokens = full_pass(cost, 4096)
     assert tokens / cost.seconds(1, tokens) == pytest.approx(EFFICIENT / cost.token_s, rel=0.01)
     assert full_pass(cost, 512) == 512
+
+
+def test_passes_that_run_beside_each_other_share_evenly_what_there_is() -> None:
+    cost = Cost(pass_s=0.002, row_s=0.0, token_s=4e-5)  # a pass costs as much as 50 tokens
+    assert even_share(600, 0, 2, cost) == 300
+    assert even_share(400, 200, 2, cost) == 300
+    assert even_share(100, 500, 2, cost) == 300  # more than there is: it takes all
+    assert even_share(80, 0, 2, cost) == 50  # a smaller one would cost more than it saves
+    assert even_share(30, 0, 2, cost) == 30
+    assert even_share(600, 600, 1, cost) == 600  # a GPU has them one after the other
