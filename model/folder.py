@@ -34,7 +34,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"no {file.name} in the folder: {file.parent}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"not JSON ({error}): {file}") from None
     if not isinstance(value, dict):
         raise BundleError(f"not a JSON object: {file}")

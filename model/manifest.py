@@ -51,11 +51,14 @@ class Manifest:
         """Raises BundleError naming what is missing or of a newer format."""
         try:
             fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
+        try:
             written = fields.pop("format")
             if written > FORMAT:
                 raise BundleError(f"heed.json is of a newer format than {FORMAT}, update Heed: {written}")
             return cls(**fields | {"calibration": Calibration.from_json(fields["calibration"])})
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"heed.json is not a manifest of format {FORMAT}: {error}") from None
 
 

@@ -72,7 +72,7 @@ class RegisteredModel:
         try:
             text = self._read_aliases()
             aliases = {} if text is None else json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RegistryError(f"not JSON ({error}): {file}") from None
         if not isinstance(aliases, dict) or not all(is_version(version) for version in aliases.values()):
             raise RegistryError(f"does not map aliases to versions: {file}")

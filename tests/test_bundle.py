@@ -119,6 +119,9 @@ def test_a_bundle_that_gives_other_logits_on_its_probes_is_refused(copy: Path) -
     ("file", "content", "message"),
     [
         ("config.json", "{", "not JSON"),
+        ("config.json", "[" * 100_000, "not JSON"),
+        ("heed.json", "[" * 100_000, "not a manifest"),
+        ("heed.json", "1" * 5_000, "not a manifest"),
         ("config.json", "[]", "not a JSON object"),
         ("config.json", '{"model_type": "bert", "id2label": {"0": "a"}}', "a field is missing: 'vocab_size'"),
         ("config.json", '{"model_type": "t5"}', "model_type is not one of bert, .*: t5"),
