@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,6 +167,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + torch.cat((-x2, x1), dim=-1) * sin).to(x.dtype)
 
 
+class Embedding(nn.Embedding):
+    """Vectors of ids. On the meta device none are drawn: torch would import its compiler for it, a second and 87 MB."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RelativePositions(nn.Module):
     """DeBERTa's vectors of the distance between two tokens (He et al. 2021, https://arxiv.org/abs/2006.03654)."""
 
@@ -175,7 +182,7 @@ class RelativePositions(nn.Module):
         super().__init__()
         assert config.relative is not None
         self.settings = config.relative
-        self.vectors = nn.Embedding(2 * self.settings.span, config.width)
+        self.vectors = Embedding(2 * self.settings.span, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if self.settings.norm else nn.Identity()
 
     def forward(self, longest: int) -> Relative:
@@ -232,6 +239,8 @@ class SelfAttention(nn.Module):
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """Rows one after another: (T, H, K) -> (T, D)."""
+        from torch.nn.attention.varlen import varlen_attn  # with it comes torch's compiler
+
         assert view.cu_seqlens is not None
         reach = -1 if view.reach is None else view.reach
         y = varlen_attn(

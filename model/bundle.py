@@ -158,7 +158,10 @@ def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
     """A classifier for weights to be loaded into; drawing random ones first would be most of the time of a load."""
     with torch.device("meta"):
         classifier = Classifier(config, num_labels)
-    return classifier.to_empty(device="cpu")
+    for module in classifier.modules():  # to_empty() would do, and import sympy for it
+        for name, drawn in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, torch.nn.Parameter(torch.empty(drawn.shape)))
+    return classifier
 
 
 def load_encoder(

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RelativePositions, SelfAttention, make_view, rotation
+from model.attention import Embedding, RelativePositions, SelfAttention, make_view, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,9 +153,9 @@ class Embeddings(nn.Module):
         super().__init__()
         narrow = config.embedding_width or config.width  # E
         learned = config.positions == "learned"
-        self.tokens = nn.Embedding(config.vocab_size, narrow)
-        self.positions = nn.Embedding(config.first_position + config.max_tokens, narrow) if learned else None
-        self.types = nn.Embedding(config.token_types, narrow) if config.token_types else None
+        self.tokens = Embedding(config.vocab_size, narrow)
+        self.positions = Embedding(config.first_position + config.max_tokens, narrow) if learned else None
+        self.types = Embedding(config.token_types, narrow) if config.token_types else None
         self.norm = layer_norm(config, config.width if config.project_first else narrow)
         self.project: nn.Module = nn.Identity()
         if config.embedding_width is not None:

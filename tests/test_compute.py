@@ -33,6 +33,19 @@ Result = TypeVar("Result")
 start_process = remote.start_engine  # before conftest.py puts it into threads
 
 
+def test_a_model_loads_and_answers_without_the_compiler_of_torch() -> None:
+    script = """
+import sys, torch
+from service.engine import load_bundle
+from service.predictor import Predictor
+from service.settings import SENTIMENT
+for step in Predictor(load_bundle(SENTIMENT), torch.device("cpu"), "fp32").warm_up_steps(None): pass
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"  # it is a second of each start, and 90 MB
+
+
 @pytest.mark.parametrize(("cores", "device", "expected"), [
     (1, "cpu", (1, 1)), (2, "cpu", (2, 1)), (64, "cpu", (4, 16)), (16, "cuda", (1, 16)),
 ])  # fmt: skip
