@@ -3,7 +3,7 @@
     python benchmarks/growth.py
 
 Shapes that are bad for parsers, at half of the largest body that a service takes by default and at all of it; files at
-the same sizes. Exit 1 where an edge takes over MOST times as long for twice the bytes, if it takes over SHORTEST_S at all,
+the same sizes. Exit 1 where an edge takes over MOST times as long for twice the bytes, if that is over SHORTEST_S,
 or over LONGEST_S.
 """
 
