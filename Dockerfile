@@ -12,7 +12,9 @@ COPY pyproject.toml constraints.txt ./
 # PyTorch first, by its exact build (=== tells 2.13.0 from 2.13.0+cpu): nothing after it may choose another.
 RUN torch=$(sed -n 's/^torch==//p' constraints.txt) && \
     case "$VARIANT" in cpu) torch="$torch+cpu" ;; cuda) ;; *) echo "VARIANT is cpu or cuda, not: $VARIANT" >&2; exit 2 ;; esac && \
-    pip --python /opt/heed/bin/python install -c constraints.txt "torch===$torch"
+    if ! pip --python /opt/heed/bin/python install -c constraints.txt "torch===$torch"; then \
+      echo "not found: --build-arg PIP_EXTRA_INDEX_URL=... names the index of PyTorch's wheels that has torch $torch" >&2; exit 1; \
+    fi
 # ray[default] is what KubeRay asks for (the agent that its probes call). It adds no package to ray[serve].
 # otel: spans; postgres: the feedback_store of several nodes; s3: a registry in an object store.
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["otel"], *extras["postgres"], *extras["s3"], "ray[default]", sep="\n")' > requirements.txt && \
