@@ -33,7 +33,7 @@ from service.haproxy import INSTEAD, STOPPING
 from service.settings import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from service.settings import Settings
 
@@ -63,10 +63,10 @@ def serve_forever(settings: Settings) -> None:
     with run_folder() as folder:
         os.environ.update(ray_environment(folder, settings))
         started = time.monotonic()
-        leave_on_signal()
+        came = leave_on_signal()
         say("starting Ray")
         try:
-            start(folder, settings)
+            start_or_leave(folder, settings, came)
             stop = stop_on_signal()
             say(
                 f"ready after {time.monotonic() - started:.1f} s: http://{settings.host}:{settings.port} (Ctrl-C stops)"
@@ -185,37 +185,64 @@ def stop_on_signal() -> threading.Event:
     return stop
 
 
-def leave_on_signal() -> None:
-    """SIGTERM ends a start that is under way, as SIGINT does by itself."""
+def leave_on_signal() -> list[int]:
+    """SIGTERM ends a start that is under way, as SIGINT does by itself; its number will be in the list."""
+    came: list[int] = []
 
     def leave(number: int, frame: object) -> None:
+        came.append(number)
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    return came
+
+
+def start_or_leave(folder: Path, settings: Settings, came: Sequence[int]) -> None:
+    """Start; a signal that came meanwhile ends it with the signal's exit code."""
+    try:
+        start(folder, settings)
+    except BaseException:  # Ray makes another of it where it waits
+        if came:
+            raise SystemExit(128 + came[0]) from None
+        raise
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """A signal that comes meanwhile comes afterwards."""
+    came: list[int] = []
+    handlers = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def start(folder: Path, settings: Settings) -> None:
     """Ray, Serve and the application; returns when it answers. Raises CannotServe."""
-    import ray
-    from ray import serve
+    with signals_held():  # Python and Ray, interrupted here, may crash
+        import ray
+        from ray import serve
 
-    from service import grpc_ingress, ray_node
-    from service.app import application
+        from service import grpc_ingress, ray_node
+        from service.app import application
 
-    ray_node.install()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        num_cpus=2 * settings.most_replicas,  # one each, and one for its successor; Ray starts a worker ahead for each
-        object_store_memory=OBJECT_STORE_BYTES,
-        _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
-        _temp_dir=str(folder / "ray"),
-    )
-    leave_on_signal()  # after ray.init, which sets its own
+        ray_node.install()
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            num_cpus=2 * settings.most_replicas,  # one each, and one for its successor; a worker is started for each
+            object_store_memory=OBJECT_STORE_BYTES,
+            _plasma_directory=str(folder),  # /dev/shm may be too small for it in a container
+            _temp_dir=str(folder / "ray"),
+        )
     try:
         serve.start(
             proxy_location="HeadOnly",

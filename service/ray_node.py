@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray._private import node, services
+from ray._private import node, services, utils
 
 raylet: Any = ray._raylet  # its stubs lack what is used here
 
@@ -58,5 +58,6 @@ class LeanNode(node.Node):  # type: ignore[misc]
 
 
 def install() -> None:
-    """From now on ray.init starts a LeanNode."""
+    """From now on ray.init starts a LeanNode, and leaves signals to service/launch.py."""
     services.start_ray_process, node.Node = start_process, LeanNode
+    utils.set_sigterm_handler = lambda handler: None

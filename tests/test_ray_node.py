@@ -18,6 +18,7 @@ def test_the_installed_ray_has_the_names_that_are_replaced() -> None:
     raylet = inspect.getsource(services.start_raylet)
     assert all(f'"{agent}' in raylet for agent in ray_node.AGENTS)
     assert "start_ray_process(" in raylet
+    assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(worker.init)
 
 
 def test_only_the_agents_of_the_raylet_are_stood_in_for() -> None:

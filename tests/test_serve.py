@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +179,17 @@ def test_sigterm_answers_what_was_accepted_and_leaves_nothing_behind(server: Ser
     assert all(len(response.json()["results"]) == 1000 for response in answered)
     assert server.process.wait(STOP_S) == 0
     assert server.is_gone(within_s=5)
+
+
+@pytest.mark.parametrize("line", ["starting Ray", "loading models"])
+def test_a_start_that_is_ended_has_the_exit_code_of_the_signal(line: str, bundle_folder: Path) -> None:
+    command = [sys.executable, "-m", "service", "serve", f"mood={bundle_folder}", "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(said for said in process.stderr if line in said)
+        time.sleep(1)  # Ray starts, or waits for the replica
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_S) == 128 + signal.SIGTERM
 
 
 def counted(text: str, name: str) -> float:
