@@ -286,7 +286,7 @@ def spoil(how: str) -> Fault:
 
     def strike(service: Service) -> None:
         good = registered(service.registry, NAME).aliases()["production"]
-        version = service.registry / NAME / f"spoiled{len(list((service.registry / NAME).iterdir()))}"
+        version = service.registry / NAME / f"{len(list((service.registry / NAME).iterdir())):016x}"
         shutil.copytree(service.registry / NAME / good, version)
         SPOILED[how](version)
         aliases = service.registry / NAME / "aliases.json"
@@ -294,11 +294,17 @@ def spoil(how: str) -> Fault:
         written = aliases.with_name("next")
         written.write_text(json.dumps(json.loads(kept) | {"production": version.name}))
         written.replace(aliases)
-        until(lambda: httpx.get(f"{service.url}/v1/models").json()["models"][0]["last_error"], f"not refused: {how}")
+        until(lambda: refused(service) == version.name, f"not refused: {how}")
         written.write_text(kept)
         written.replace(aliases)
 
     return strike
+
+
+def refused(service: Service) -> str | None:
+    """The version that a replica could not load, and says so."""
+    last_error = httpx.get(f"{service.url}/v1/models").json()["models"][0]["last_error"]
+    return str(last_error["version"]) if last_error else None
 
 
 FAULTS: Mapping[str, Fault] = {

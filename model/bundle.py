@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.convert import check_sizes, dump_weights, load_weights, read_config, write_config
-from model.disk import new_folder, sync, write
+from model.disk import new_folder, small, sync, write
 from model.drift import Reference
 from model.encoder import Classifier
 from model.families import FAMILIES
@@ -79,7 +79,9 @@ def load_bundle(folder: Path) -> Bundle:
     theirs = read_json(folder / "config.json")
     labels = label_names(theirs)
     settings = tokenizer_settings(folder)
+    manifest_file = folder / "heed.json"
     try:
+        manifest = Manifest.from_json(small(manifest_file).read_bytes()) if manifest_file.exists() else None
         check_task(theirs)
         config, weights = read_config(theirs), read_weights(folder)
         check_sizes(config, sum(weight.numel() for weight in weights.values()))  # before memory is taken for it
@@ -90,8 +92,6 @@ def load_bundle(folder: Path) -> Bundle:
     except ValueError as error:
         raise BundleError(f"{error} ({folder})") from None
     classifier.eval()
-    manifest_file = folder / "heed.json"
-    manifest = Manifest.from_json(manifest_file.read_bytes()) if manifest_file.exists() else None
     bundle = Bundle(
         name=manifest.name if manifest else folder.resolve().name,
         version=content_hash(folder),

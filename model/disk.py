@@ -1,4 +1,4 @@
-"""Written before it is seen: what a rename makes visible is on disk already. No torch."""
+"""Written before it is seen: what a rename makes visible is on disk already. Weighed before it is read. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+MOST_DESCRIBED = 100_000_000  # bytes of a file that describes a model; the largest tokenizers have some 35 MB
+
+
+def small(file: Path) -> Path:
+    """The same, to be read whole. Raises FileNotFoundError, ValueError where it is larger than any such file is."""
+    size = file.stat().st_size
+    if size > MOST_DESCRIBED:
+        raise ValueError(f"larger than the {MOST_DESCRIBED:,} bytes that such a file may have: {file} has {size:,}")
+    return file
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from model.disk import small
 from model.families import FAMILIES
 from model.family import UnsupportedCheckpoint
 from model.manifest import BundleError
@@ -31,7 +32,7 @@ NEVER_SEEN = "\U00013000"  # a hieroglyph: in no vocabulary, and no normalizer t
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises BundleError where the file is missing or holds something else."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(small(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"no {file.name} in the folder: {file.parent}") from None
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from model.disk import small
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -102,7 +104,7 @@ class Tokenizer:
         """Read FOLDER/tokenizer.json. Raises ValueError where it is missing or not a tokenizer."""
         file = folder / "tokenizer.json"
         try:
-            return cls(file.read_text(encoding="utf-8"), has_types=has_types)
+            return cls(small(file).read_text(encoding="utf-8"), has_types=has_types)
         except FileNotFoundError:
             raise ValueError(f"no tokenizer.json in the folder: {folder}") from None
         except Exception as error:  # tokenizers raises plain Exception

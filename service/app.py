@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -90,12 +91,18 @@ LAST_ANSWERS_S = 1.0  # for errors that are being written
 NO_LIMIT = 1_000_000
 
 
+def metrics_folder() -> str:
+    """Where the replicas of a node leave their figures: while this container runs, as /tmp may outlive it."""
+    started = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]  # proc_pid_stat(5), field 22
+    return f"{tempfile.gettempdir()}/heed-metrics-{started}"
+
+
 class Replica:
     """One process that answers. Ray calls its methods; their names are Ray's."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         # Before prometheus-client is imported. Not in a runtime environment: Ray would build one for each replica.
-        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{tempfile.gettempdir()}/heed-metrics")
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", metrics_folder())
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # Imported here: the driver that only describes the deployment needs no torch.
         from service.exporter import Exporter

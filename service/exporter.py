@@ -79,9 +79,18 @@ def absorb_the_dead(folder: Path) -> None:
 
 
 def is_alive(file: Path) -> bool:
-    """Whether the process that a file is named for runs; the file of the dead has nobody to wait for."""
+    """Whether the process that a file is named for runs; the file of the dead has nobody to wait for.
+
+    /proc answers for the ids of threads, too, which in a container that was started again are those of its dead.
+    """
     owner = file.stem.rpartition("_")[2]
-    return owner == THE_DEAD or Path("/proc", owner).exists()
+    if owner == THE_DEAD:
+        return True
+    try:
+        status = Path("/proc", owner, "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return f"\nTgid:\t{owner}\n" in status
 
 
 def _absorb(total: Path, dead: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,13 @@ def test_a_bundle_that_gives_other_logits_on_its_probes_is_refused(copy: Path) -
 def test_a_broken_file_is_named(copy: Path, file: str, content: str, message: str) -> None:
     (copy / file).write_text(content)
     with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "heed.json"])
+def test_a_file_of_terabytes_is_refused_before_it_is_read(copy: Path, file: str) -> None:
+    os.truncate(copy / file, 10**12)  # sparse: it takes no disk
+    with pytest.raises(BundleError, match=rf"larger than the 100,000,000 bytes .*{file} has 1,000,000,000,000"):
         load_bundle(copy)
 
 

@@ -252,6 +252,18 @@ def test_kserve_runs_the_same_image_with_settings_that_there_are_and_asks_routes
         assert container[probe]["httpGet"]["path"] in routes
 
 
+def test_a_shell_writes_to_the_volume_that_the_service_reads_and_is_a_valid_pod(tmp_path: Path) -> None:
+    component = DEPLOY / "components" / "registry-volume"
+    shell = (component / "registry-shell.yaml").read_text()
+    pod, claim = yaml.safe_load(shell), yaml.safe_load((component / "claim.yaml").read_text())
+    [container] = pod["spec"]["containers"]
+    assert container["image"] == IMAGE
+    assert {"name": "registry", "mountPath": "/registry"} in container["volumeMounts"]
+    volume = {"name": "registry", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+    assert volume in pod["spec"]["volumes"]
+    assert errors({"pod": shell}, tmp_path) == {}
+
+
 def test_kserves_predictor_is_a_valid_pod(tmp_path: Path) -> None:
     service = yaml.safe_load((DEPLOY / "kserve" / "inferenceservice.yaml").read_text())
     kserves = {"minReplicas", "maxReplicas", "timeout"}

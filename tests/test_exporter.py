@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_a_scrape_that_is_killed_between_two_steps_loses_no_count_and_counts_non
 def test_a_process_that_died_before_it_counted_anything_harms_no_scrape(folder: Path) -> None:
     (folder / "counter_999999999.db").touch()
     assert exposition() == b""
+
+
+def test_a_thread_that_has_the_number_of_a_dead_process_keeps_no_gauge_of_it(folder: Path) -> None:
+    """As after a restart of a container, whose numbers begin anew."""
+    replica, ends = Replica(folder), threading.Event()
+    replica.count(1)
+    replica.kill()
+    thread = threading.Thread(target=ends.wait)
+    thread.start()
+    left = folder / f"gauge_livesum_{replica.process.pid}.db"
+    assert left.exists()
+    left.rename(folder / f"gauge_livesum_{thread.native_id}.db")
+    assert value("heed_queue_texts") == 0
+    ends.set()
+    thread.join()
 
 
 def test_replicas_of_a_node_share_a_port_that_outlives_each_of_them(folder: Path) -> None:

@@ -222,6 +222,9 @@ def test_the_command_exits_with_0_where_it_promotes_and_with_3_where_not(
     assert told["promoted"]
     assert told["candidate"] == model.aliases()["production"]
     assert main([*command, "--new", str(new)]) == 3
+    capsys.readouterr()
+    assert main([*command, "--new", str(write_jsonl([], "nothing"))]) == 3
+    assert json.loads(capsys.readouterr().out)["why"] == "no label is new"
     assert main([*command, "--gate", "level=2"]) == 2
     assert "level is not in (0, 1): 2" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from model.device import choose_device
 from model.drift import LARGE
+from model.records import read_records
 from model.registry import open_registry, registered
 from training.build import TrainConfig
 from training.commands import add_data_arguments, read_config, read_rows, starting_point
@@ -113,7 +114,7 @@ def retrain_command(args: argparse.Namespace) -> int:
         least_new=1 if is_urgent else args.least_new,
         propose=args.propose,
     )
-    new = [dataset for path in args.new if (dataset := read_rows(path, args))]
+    new = [dataset for path in args.new if has_rows(path) and (dataset := read_rows(path, args))]
     outcome = retrain(
         registered(open_registry(args.registry), args.name),
         new,
@@ -129,6 +130,11 @@ def retrain_command(args: argparse.Namespace) -> int:
         else in_words(args.name, outcome, propose=args.propose)
     )
     return 0 if outcome.promoted else NOT_PROMOTED
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a file has any; an export of labels that nobody has given has none, which is no fault."""
+    return next(read_records(path), None) is not None
 
 
 def as_json(outcome: Outcome) -> dict[str, object]:

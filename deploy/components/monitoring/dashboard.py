@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 WHERE = 'namespace="$namespace"'  # and the series of all pods there
+ASKED = ', route!~".*/(health|live|ready|metrics|docs|openapi).*|/"'  # not by probes, scrapes and browsers
 
 
 def rate(metric: str, by: str = "", matching: str = "") -> str:
@@ -17,9 +18,9 @@ def rate(metric: str, by: str = "", matching: str = "") -> str:
     return f"sum by ({by}) (rate({metric}{{{WHERE}{matching}}}[$__rate_interval]))"
 
 
-def quantile(share: float, metric: str) -> str:
+def quantile(share: float, metric: str, matching: str = "") -> str:
     """Of a histogram, over all pods."""
-    return f"histogram_quantile({share}, {rate(f'{metric}_bucket', 'le')})"
+    return f"histogram_quantile({share}, {rate(f'{metric}_bucket', 'le', matching)})"
 
 
 def mean(metric: str, by: str = "") -> str:
@@ -48,7 +49,7 @@ PANELS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         (
             "A request",
             "s",
-            {f"p{share * 100:g}": quantile(share, "heed_request_seconds") for share in (0.5, 0.95, 0.99)},
+            {f"p{share * 100:g}": quantile(share, "heed_request_seconds", ASKED) for share in (0.5, 0.95, 0.99)},
         ),
         (
             "Where it goes, 95%",
