@@ -233,7 +233,7 @@ def test_a_writer_killed_at_fifty_moments_leaves_a_registry_that_loads_and_takes
         writer.join()
         assert content_hash(model.bundle("production")) == model.aliases()["production"]
         assert all(content_hash(model.folder / version) == version for version in model.versions())
-    assert written.value > 25  # rounds: they did write
+    assert written.value > 5  # rounds: they did write
     assert model.promote(model.add(bundles[0]))["production"] == content_hash(bundles[0])
 
 
