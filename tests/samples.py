@@ -24,6 +24,7 @@ TINY = TrainConfig(
     batch_rows=32,
     dropout=0.1,
     token_dropout=0.0,
+    made_texts=0,
     word_vectors=False,  # words of both labels keep the same company here
 )
 

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     Capture = pytest.CaptureFixture[str]
 
-SMALL = ["layers=2", "width=32", "heads=2", "feed_forward=64", "vocab_size=400", "max_tokens=64", "batch_tokens=512"]
+SMALL = [
+    "layers=2",
+    "width=32",
+    "heads=2",
+    "feed_forward=64",
+    "vocab_size=400",
+    "max_tokens=64",
+    "batch_tokens=512",
+    "made_texts=0",
+]
 EXACT = [
     "dropout=0",
     "token_dropout=0",

@@ -17,7 +17,16 @@ from training import linear
 from training.comparison import Facts, compare, conclusion, reasons
 from training.data import Dataset, Example, targets
 from training.evaluate import score
-from training.linear import agreement, best_label, choose_grams, cross_given, fit_line, fit_thresholds, run_line, sample
+from training.linear import (
+    agreement,
+    answers_of,
+    best_label,
+    choose_grams,
+    cross_given,
+    fit_line,
+    fit_thresholds,
+    sample,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +49,8 @@ def moods(n: int, seed: int = 0) -> Dataset:
 def test_the_line_learns_words_that_decide_and_is_the_same_each_time() -> None:
     held_out = moods(300, seed=1)
     data = {"dev": moods(200, seed=2), "test": held_out}
-    first, second = (run_line(moods(400), data, ["negative", "positive"])[1]["test"] for _ in range(2))
+    labels = ["negative", "positive"]
+    first, second = (answers_of(fit_line(moods(400), data["dev"], labels), data, labels)["test"] for _ in range(2))
     assert agreement(first, targets(held_out, ["negative", "positive"])) > 0.95
     assert (first == second).all()
 
@@ -67,7 +77,8 @@ def test_both_texts_of_a_pair_are_read() -> None:
         for words, label in [(GOOD, "yes"), (BAD, "no")] * 150
     ]
     held_out = dataset(pairs[200:])
-    _, said = run_line(dataset(pairs[:200]), {"dev": held_out}, ["no", "yes"])
+    line = fit_line(dataset(pairs[:200]), held_out, ["no", "yes"])
+    said = answers_of(line, {"dev": held_out}, ["no", "yes"])
     assert agreement(said["dev"], targets(held_out, ["no", "yes"])) > 0.95
 
 
@@ -78,7 +89,8 @@ def test_labels_of_a_list_are_given_from_thresholds_of_their_own() -> None:
         (text + " yawn", (*given, "dull")) if i % 20 == 0 else (text, given) for i, (text, given) in enumerate(texts)
     ]
     test = dataset([("a good story", ("good",)), ("a bad story yawn", ("dull",))], MULTI)
-    _, said = run_line(dataset(rare[:200], MULTI), {"dev": dataset(rare[200:], MULTI), "test": test}, labels)
+    dev = dataset(rare[200:], MULTI)
+    said = answers_of(fit_line(dataset(rare[:200], MULTI), dev, labels), {"dev": dev, "test": test}, labels)
     assert said["test"].tolist() == [[False, True], [True, False]]
 
 

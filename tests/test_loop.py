@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIZES = {"family": "bert", "layers": 2, "width": 32, "heads": 2, "feed_forward": 64, "vocab_size": 400}
-SETTINGS = {"epochs": 6, "lr": 3e-3, "batch_rows": 32, "token_dropout": 0.0, "dropout": 0.1, "max_tokens": 64}
+SETTINGS = {
+    "epochs": 6,
+    "lr": 3e-3,
+    "batch_rows": 32,
+    "token_dropout": 0.0,
+    "dropout": 0.1,
+    "max_tokens": 64,
+    "made_texts": 0,
+}
 NEW_GOOD, NEW_BAD = ["zesty", "crisp"], ["soggy", "stale"]
 
 

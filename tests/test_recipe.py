@@ -58,20 +58,28 @@ def test_more_labels_take_more_epochs_and_long_texts_fewer() -> None:
 
 def test_an_encoder_that_knows_a_language_reads_a_few_rows_less_often() -> None:
     assert recipe(encoder=LIKE_MINILM, rows=5_000, labels=6).epochs == 6
-    assert recipe(encoder=SMALL, rows=5_000, labels=6).epochs > 6
+    assert recipe(TrainConfig(made_texts=0), SMALL, rows=5_000, labels=6).epochs > 6
 
 
-def test_a_small_encoder_learns_faster_and_has_more_hidden_from_it() -> None:
+def test_a_small_encoder_learns_faster_and_is_guided_by_the_linear_line_the_more_the_fewer_rows_it_has() -> None:
     small, large = recipe(encoder=SMALL), recipe(encoder=LIKE_MINILM)
     assert small.lr > large.lr
-    assert (small.dropout, large.dropout) == (0.4, 0.1)
-    assert (small.token_dropout, large.token_dropout) == (0.2, 0)
-    assert recipe(has_mask=False).token_dropout == 0
+    assert [recipe(rows=n).made_texts for n in (500, 10_000, 80_000, 200_000)] == [8, 4, 1, 0]
+    assert large.made_texts == 0
+    assert recipe(rows=10_000, labels=2_000).made_texts == 0  # what it would say takes too much memory
+
+
+def test_more_is_hidden_from_a_small_encoder_that_nobody_guides() -> None:
+    alone = TrainConfig(made_texts=0)
+    recipes = recipe(), recipe(alone), recipe(alone, LIKE_MINILM)
+    assert [each.dropout for each in recipes] == [0.1, 0.4, 0.1]
+    assert [each.token_dropout for each in recipes] == [0, 0.2, 0]
+    assert recipe(alone, has_mask=False).token_dropout == 0
 
 
 def test_a_setting_goes_before_the_recipe() -> None:
-    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0)
-    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0)
+    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0, made_texts=3)
+    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0, 3)
 
 
 def test_nearly_all_texts_are_read_whole_and_the_longest_are_cut() -> None:
@@ -133,7 +141,9 @@ def test_balanced_labels_count_alike() -> None:
     truth = torch.tensor([0] * 90 + [1] * 10)
     weights = balanced_weights(truth, 2)
     logits = torch.zeros(100, 2)
-    one_label = [loss_of(logits[truth == i], truth[truth == i]) * weights[i] * (truth == i).sum() for i in (0, 1)]
+    one_label = [
+        loss_of(logits[truth == i], truth[truth == i], is_multi=False) * weights[i] * (truth == i).sum() for i in (0, 1)
+    ]
     assert one_label[0].item() == pytest.approx(one_label[1].item())
     assert weights.mul(torch.bincount(truth)).sum().item() == pytest.approx(len(truth))
     indicator = torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 0.0]] * 30)

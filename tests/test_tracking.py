@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # MLflow's own, of SQLAlchemy
-SMALL = ["layers=1", "width=16", "heads=1", "vocab_size=100", "epochs=2", "lr=1e-3", "batch_rows=64"]
+SMALL = ["layers=1", "width=16", "heads=1", "vocab_size=100", "epochs=2", "lr=1e-3", "batch_rows=64", "made_texts=0"]
 
 
 def train(out: Path, data: Path, *more: str) -> int:

@@ -72,6 +72,7 @@ class TrainConfig:
     r_drop: float = (
         0.0  # weight of what two readings of a row, each with a dropout of its own, differ by; 0: one reading
     )
+    made_texts: int | None = None  # of each row, which the linear line labels, and which are read beside it
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there
@@ -96,6 +97,8 @@ class TrainConfig:
         check_shares(self, "dropout", "label_smoothing", "token_dropout", "edits", "warmup", "false_alarms")
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
+        if self.made_texts is not None and self.made_texts < 0:
+            raise ValueError(f"made_texts is not a number from 0 on: {self.made_texts}")
         check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure", "r_drop")
         if self.longest < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")
@@ -158,7 +161,7 @@ def build(
         tokenizer = learn_tokenizer(train_set.texts, shape["tokenizer"], shape["vocab_size"])
         max_tokens = config.max_tokens or read_length(text_lengths(tokenizer, train_set.texts))
         classifier = Classifier(
-            _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config), len(labels)
+            _with_dropout(from_scratch(shape, tokenizer.vocab_size, max_tokens), config, train_set), len(labels)
         )
         if config.word_vectors:
             start_from_text(classifier.encoder.embeddings.tokens, *tokens_of(tokenizer, train_set.texts))
@@ -166,7 +169,7 @@ def build(
         return classifier, tokenizer, max_tokens
     refuse_own(config, SCRATCH_ONLY)
     encoder, weights, tokenizer = load_encoder(init, layers=config.layers)
-    classifier = Classifier(_with_dropout(encoder, config), len(labels))
+    classifier = Classifier(_with_dropout(encoder, config, train_set), len(labels))
     load_weights(classifier, weights, bare=True)
     start_at_base_rates(classifier, config, train_set, labels)
     theirs = read_json(init / "config.json")
@@ -237,8 +240,9 @@ def from_scratch(shape: dict[str, Any], vocab_size: int, max_tokens: int, dropou
     return EncoderConfig(**(family | sizes | rest))
 
 
-def _with_dropout(encoder: EncoderConfig, config: TrainConfig) -> EncoderConfig:
-    return dataclasses.replace(encoder, dropout=choose_dropout(config, encoder))
+def _with_dropout(encoder: EncoderConfig, config: TrainConfig, train_set: Dataset) -> EncoderConfig:
+    dropout = choose_dropout(config, encoder, len(train_set.examples), len(train_set.label_names))
+    return dataclasses.replace(encoder, dropout=dropout)
 
 
 def _with_vocabulary(classifier: Classifier, kept: Tensor, num_labels: int) -> Classifier:

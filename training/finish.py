@@ -20,7 +20,7 @@ from training.card import card
 from training.comparison import compare, facts, reasons
 from training.data import targets
 from training.evaluate import score_answers
-from training.linear import run_line
+from training.linear import answers_of
 from training.report import headline
 from training.report_page import make_report, report_files, trained, training_of
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from model.scores import Array
     from training.data import Dataset
     from training.evaluate import Evaluation
+    from training.linear import LinearLine
     from training.train import Run
 
 
@@ -39,6 +40,7 @@ EMBEDDED = 2000  # rows of dev, about, whose embeddings are looked at
 
 def finish(
     run: Run,
+    line: LinearLine,
     held_out: dict[str, Dataset],
     out: Path,
     history: list[dict[str, Any]],
@@ -51,7 +53,7 @@ def finish(
     """
     run.classifier.to("cpu", WEIGHT_TYPES[run.config.weights]).float().eval()
     answers, reference = answer_held_out(run, held_out)
-    line, said = run_line(run.train, held_out, run.labels)
+    said = answers_of(line, held_out, run.labels)
     linear = {name: compare(of_name.said, said[name], of_name.truth) for name, of_name in answers.items()}
     evaluations = {name: replace(score_answers(answers[name]), linear=linear[name]) for name in held_out}
     why = reasons(facts(run, history, answers, linear))

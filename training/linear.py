@@ -55,6 +55,7 @@ MAX_CHARACTERS = {"words": 50_000_000, "characters": 6_000_000}
 MAX_FEATURES = 500_000  # of each kind of n-gram, the most frequent
 ROWS_OF_RARE = 100  # of each label are taken first, where not all rows are
 CHUNK_ROWS = 50_000
+NEVER = -10.0  # margin of a label without rows
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,16 @@ class LinearLine:
     """A fitted line, and what it was made of."""
 
     features: Features
-    classifier: Any  # decision_function (N, V) -> margins (N, C), or (N,) of the second of two labels
+    classifier: Any  # decision_function (N, V) -> margins of the labels that it has seen
+    labels: int
     strength: float
     rows: int  # that it was trained on
 
     def margins(self, texts: Sequence[Text]) -> NDArray[np.float64]:
-        """How clearly each text is on a label's side, (N, C); or (N,), of the second of two labels."""
+        """How clearly each text is on a label's side, (N, C)."""
         chunks = [texts[i : i + CHUNK_ROWS] for i in range(0, len(texts), CHUNK_ROWS)]
-        return np.concatenate([self.classifier.decision_function(self.features.transform(chunk)) for chunk in chunks])
+        parts = [_margins(self.classifier, self.features.transform(chunk), self.labels) for chunk in chunks]
+        return np.concatenate(parts)
 
     def made_by(self) -> dict[str, Any]:
         """What it is, for the manifest."""
@@ -99,24 +102,6 @@ class Features:
         return hstack([X, Y, X.multiply(Y)], format="csr")
 
 
-def run_line(
-    train: Dataset, held_out: Mapping[str, Dataset], labels: Sequence[str]
-) -> tuple[LinearLine, dict[str, NDArray[Any]]]:
-    """The line, and what it says of each held-out data set: class ids (N,), or True where a label is given (N, C).
-
-    `held_out` has "dev", which the line is chosen on; its thresholds are those of all other data, for each row of dev
-    they are fitted without it.
-    """
-    line = fit_line(train, held_out["dev"], labels)
-    margins = {name: line.margins(dataset.texts) for name, dataset in held_out.items()}
-    if train.problem_type == SINGLE:
-        return line, {name: best_label(m) for name, m in margins.items()}
-    truth = _truth(held_out["dev"], labels)
-    thresholds = fit_thresholds(margins["dev"], truth)
-    given = {name: m >= thresholds for name, m in margins.items()}
-    return line, given | {"dev": cross_given(margins["dev"], truth)}
-
-
 def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
     """The best line on dev of those that differ in strength, trained on the rows of `train` or a sample of them."""
     grams = choose_grams(train.texts)
@@ -128,11 +113,28 @@ def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
 
     def of_strength(strength: float) -> tuple[float, LinearLine]:
         classifier = _fitted(X, truth, strength)
-        margins = classifier.decision_function(X_dev)
+        margins = _margins(classifier, X_dev, len(labels))
         answers = best_label(margins) if truth.ndim == 1 else cross_given(margins, dev_truth)
-        return agreement(answers, dev_truth), LinearLine(features, classifier, strength, len(train.examples))
+        return agreement(answers, dev_truth), LinearLine(
+            features, classifier, len(labels), strength, len(train.examples)
+        )
 
     return max(map(of_strength, STRENGTHS), key=lambda scored: scored[0])[1]
+
+
+def answers_of(line: LinearLine, held_out: Mapping[str, Dataset], labels: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """What the line says of each held-out data set: class ids (N,), or True where a label is given (N, C).
+
+    `held_out` has "dev", which the line was chosen on; its thresholds are those of all other data, for each row of dev
+    they are fitted without it.
+    """
+    margins = {name: line.margins(dataset.texts) for name, dataset in held_out.items()}
+    if held_out["dev"].problem_type == SINGLE:
+        return {name: best_label(m) for name, m in margins.items()}
+    truth = _truth(held_out["dev"], labels)
+    thresholds = fit_thresholds(margins["dev"], truth)
+    given = {name: m >= thresholds for name, m in margins.items()}
+    return given | {"dev": cross_given(margins["dev"], truth)}
 
 
 def choose_grams(texts: Sequence[Text]) -> list[str]:
@@ -178,8 +180,8 @@ def _rare_first(dataset: Dataset, order: NDArray[np.int64]) -> Iterator[int]:
 
 
 def best_label(margins: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Class ids (N,) from margins (N, C), or (N,) of the second of two labels."""
-    best: NDArray[np.int64] = (margins > 0).astype(np.int64) if margins.ndim == 1 else margins.argmax(axis=1)
+    """Class ids (N,) from margins (N, C)."""
+    best: NDArray[np.int64] = margins.argmax(axis=1)
     return best
 
 
@@ -240,3 +242,15 @@ def _fitted(X: Any, truth: NDArray[Any], strength: float) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cut short, or a label on no row: dev judges the line as it is
         return (classifier if truth.ndim == 1 else OneVsRestClassifier(classifier)).fit(X, truth.astype(np.int64))
+
+
+def _margins(classifier: Any, X: Any, num_labels: int) -> NDArray[np.float64]:
+    """A column for each label (N, C): of two labels half each; a label that no row had is on no text's side."""
+    seen: NDArray[np.float64] = classifier.decision_function(X)
+    if seen.ndim == 1:
+        seen = seen[:, None] if num_labels == 1 else np.stack([-seen / 2, seen / 2], axis=1)
+    if seen.shape[1] == num_labels:
+        return seen
+    margins = np.full((len(seen), num_labels), NEVER)
+    margins[:, classifier.classes_] = seen
+    return margins

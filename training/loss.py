@@ -1,6 +1,6 @@
-"""What the loop's logits are held against: the labels, weighed where that is asked, and a teacher's scores.
+"""What the loop's logits are held against: the labels, weighed where that is asked, a guide's and a teacher's scores.
 
-Letters: N training rows, B rows of a batch, C labels.
+Letters: N training rows, M texts made of them, B rows of a batch, C labels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from model.scores import MULTI
 from training.data import targets
 
 if TYPE_CHECKING:
@@ -21,20 +22,24 @@ if TYPE_CHECKING:
 
 
 class Aim:
-    """The truth of a run's training rows."""
+    """The truth of a run's training rows, and of the texts that its guide has."""
 
     def __init__(self, run: Run) -> None:
         self._config = run.config
-        self._truth = torch.from_numpy(targets(run.train, run.labels)).to(run.device)  # (N,) or (N, C)
+        self._is_multi = run.problem_type == MULTI
+        labelled = torch.from_numpy(targets(run.train, run.labels))  # (N,) or (N, C)
+        truth = labelled if run.guide is None else torch.from_numpy(run.guide.truth)  # (N + M, C)
+        self._truth = truth.to(run.device)
         self._teacher = None if run.teacher is None else torch.from_numpy(run.teacher).to(run.device)  # (N, C)
         self._weights = None
         if run.config.class_weights == "balanced":
-            self._weights = balanced_weights(self._truth, len(run.labels))
+            self._weights = balanced_weights(labelled, len(run.labels)).to(run.device)
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
         """The loss of a batch's logits (B, C); indices (B,) are its rows, with r_drop all twice."""
         config = self._config
-        loss = loss_of(logits, self._truth[indices], config.label_smoothing, self._weights)
+        truth = self._truth[indices]
+        loss = loss_of(logits, truth, config.label_smoothing, self._weights, is_multi=self._is_multi)
         if config.r_drop:
             loss = loss + config.r_drop * disagreement(*logits.chunk(2), is_multi=self._is_multi)
         if self._teacher is None:
@@ -42,14 +47,12 @@ class Aim:
         hers = distillation_loss(logits, self._teacher[indices], config.teacher_temperature, is_multi=self._is_multi)
         return (1 - config.teacher_weight) * loss + config.teacher_weight * hers
 
-    @property
-    def _is_multi(self) -> bool:
-        return self._truth.dim() == 2
 
-
-def loss_of(logits: Tensor, truth: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy over class ids (B,), or a binary one per label over an indicator (B, C); weights (C,)."""
-    if truth.dim() == 2:
+def loss_of(
+    logits: Tensor, truth: Tensor, smoothing: float = 0.0, weights: Tensor | None = None, *, is_multi: bool
+) -> Tensor:
+    """Cross-entropy against class ids (B,) or probabilities (B, C), or a binary one per label; weights (C,)."""
+    if is_multi:
         return F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weights)
     return F.cross_entropy(logits, truth, weights, label_smoothing=smoothing)
 

@@ -24,6 +24,9 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, 256  # rows
 SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
+MADE_TEXTS, MOST_COPIES = 40_000, 8  # in all, and of each row, that a small encoder reads beside its rows (guide.py)
+MOST_GUIDED = 100_000  # rows; with more the labels say enough
+MOST_CELLS = 50_000_000  # rows and made texts times labels, four bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Recipe:
     lr: float  # peak
     dropout: float
     token_dropout: float
+    made_texts: int  # of each row
 
 
 def choose_recipe(
@@ -47,8 +51,12 @@ def choose_recipe(
     root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
     batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
-    four numbers of ten and a word of five are hidden.
+    up to 100,000 it reads texts made of them too, which count as rows above; where it has none, four numbers of ten and
+    a word of five are hidden from it.
     """
+    made_texts = choose_made_texts(config, encoder, rows, labels)
+    dropout = choose_dropout(config, encoder, rows, labels)
+    rows *= 1 + made_texts
     variety = 1 + math.log10(max(labels, 2) / 2) / 2
     length = (SHORT_TEXT / max(tokens, SHORT_TEXT)) ** 0.25
     small = is_small(encoder)
@@ -56,21 +64,32 @@ def choose_recipe(
     epochs = math.ceil(readings * variety * length)
     batch = 2 ** round(math.log2(max(1.0, math.sqrt(rows) / 4)))
     batch_rows = config.batch_rows or min(LARGEST_BATCH, max(SMALLEST_BATCH, batch))
-    hidden = SMALL_TOKEN_DROPOUT if small and has_mask else 0.0
+    hidden = SMALL_TOKEN_DROPOUT if small and has_mask and not made_texts else 0.0
     return Recipe(
         epochs=config.epochs or min(MOST_EPOCHS, epochs),
         batch_rows=batch_rows,
         lr=config.lr or (5e-4 if small else 1e-4) * math.sqrt(batch_rows / 32),
-        dropout=choose_dropout(config, encoder),
+        dropout=dropout,
         token_dropout=hidden if config.token_dropout is None else config.token_dropout,
+        made_texts=made_texts,
     )
 
 
-def choose_dropout(config: TrainConfig, encoder: EncoderConfig) -> float:
+def choose_made_texts(config: TrainConfig, encoder: EncoderConfig, rows: int, labels: int) -> int:
+    """How many texts are made of each row: the more, the fewer rows there are."""
+    if config.made_texts is not None:
+        return config.made_texts
+    copies = min(MOST_COPIES, max(1, round(MADE_TEXTS / rows)))
+    is_too_much = rows > MOST_GUIDED or rows * (1 + copies) * labels > MOST_CELLS
+    return copies if is_small(encoder) and not is_too_much else 0
+
+
+def choose_dropout(config: TrainConfig, encoder: EncoderConfig, rows: int, labels: int) -> float:
     """Share of the numbers between layers that are hidden in training."""
     if config.dropout is not None:
         return config.dropout
-    return SMALL_DROPOUT if is_small(encoder) else DROPOUT
+    alone = is_small(encoder) and not choose_made_texts(config, encoder, rows, labels)
+    return SMALL_DROPOUT if alone else DROPOUT
 
 
 def is_small(encoder: EncoderConfig) -> bool:

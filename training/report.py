@@ -24,8 +24,10 @@ MAX_CONFUSION = 20  # labels; a wider matrix is no table to read
 def run_line(run: Run) -> str:
     """What is about to be trained, on what."""
     parameters = sum(p.numel() for p in run.classifier.parameters()) / 1e6
+    made = f" and {len(run.guide.texts):,} texts made of them" if run.guide else ""
     return (
-        f"{len(run.train.examples):,} rows to train on, {len(run.dev.examples):,} held out, {len(run.labels)} labels; "
+        f"{len(run.train.examples):,} rows{made} to train on, {len(run.dev.examples):,} held out, "
+        f"{len(run.labels)} labels; "
         f"{parameters:.1f} M parameters, {run.device} in {'bf16' if run.in_bf16 else 'fp32'}"
     )
 

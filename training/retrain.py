@@ -208,7 +208,7 @@ def from_rows(
     parts = archive.parts(history)
     config, init = settings_of(plan.train, production), plan.init
     if init is None:
-        init, config = model.bundle("production"), few_epochs(config, len(parts.train.examples))
+        init, config = model.bundle("production"), going_on(config, len(parts.train.examples))
     folder = workplace(archive.folder, f"{history.version} {init.resolve()} {config}") / model.name
     if not folder.exists():
         learn(folder, parts, history, init, config, device, command)
@@ -255,9 +255,13 @@ def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
     )
 
 
-def few_epochs(config: TrainConfig, rows: int) -> TrainConfig:
-    """For a candidate that starts from production, which knows most rows: more made it worse where it was good."""
-    return dataclasses.replace(config, epochs=config.epochs or min(MOST_EPOCHS, math.ceil(LEAST_READ / rows)))
+def going_on(config: TrainConfig, rows: int) -> TrainConfig:
+    """For a candidate that starts from production, which knows most rows: more epochs made it worse where it was good.
+
+    What a linear line would say of texts made of them, it knows too.
+    """
+    epochs = config.epochs or min(MOST_EPOCHS, math.ceil(LEAST_READ / rows))
+    return dataclasses.replace(config, epochs=epochs, made_texts=config.made_texts or 0)
 
 
 def workplace(data: Path, run: str) -> Path:

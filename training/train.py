@@ -33,7 +33,9 @@ from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.group import ALONE
+from training.guide import make_guide
 from training.health import check
+from training.linear import fit_line
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.report import run_line
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.group import Alone
+    from training.guide import Guide
     from training.recipe import Recipe
     from training.watch import Watch
 
@@ -67,7 +70,10 @@ CHECKPOINT_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works on; `start` is the hash of the encoder of --init, `teacher` (N, C) a teacher's logits."""
+    """What the loop works on; `start` is the hash of the encoder of --init, `teacher` (N, C) a teacher's logits.
+
+    With a guide its texts are read like training rows, and its truth is that of both.
+    """
 
     config: TrainConfig
     recipe: Recipe
@@ -80,6 +86,7 @@ class Run:
     max_tokens: int
     start: str | None = None
     teacher: Array | None = None
+    guide: Guide | None = None
     budget_s: float = math.inf
 
     @property
@@ -104,6 +111,11 @@ class Run:
     def rows(self, dataset: Dataset) -> EncodedRows:
         """The texts as token ids."""
         return EncodedRows(self.tokenizer, dataset.texts, self.max_tokens)
+
+    def training_rows(self) -> EncodedRows:
+        """The texts to train on, with those of the guide behind them."""
+        texts = self.train.texts + (self.guide.texts if self.guide else [])
+        return EncodedRows(self.tokenizer, texts, self.max_tokens)
 
     def outside_rows(self, dataset: Dataset) -> EncodedRows:
         """Those that are of no class."""
@@ -151,11 +163,16 @@ def train(
         health.refuse()
     keep_freed_memory()
     scores = teacher_logits(teacher, parts["train"], labels, device) if teacher else None
+    if teacher:
+        config = without_guide(config)
     run = replace(set_up(config, parts, init, device, labels), teacher=scores, budget_s=budget_s)
+    line = fit_line(parts["train"], parts["dev"], labels)
+    if copies := run.recipe.made_texts:
+        run = replace(run, guide=make_guide(line, parts["train"], parts["dev"], labels, copies, config.seed))
     tried: list[Tried] = []
     if search is not None:
         best, tried = search(run)
-        run = replace(set_up(best, parts, init, device, labels), teacher=scores, budget_s=budget_s)
+        run = replace(set_up(best, parts, init, device, labels), teacher=scores, guide=run.guide, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     log = log or Log()
@@ -169,10 +186,19 @@ def train(
         "cost": cost,
     }
     held_out = {name: part for name, part in parts.items() if name != "train"}
-    result = finish(run, held_out, out, history, made_by, {"report/data.json": health.to_json()})
+    result = finish(run, line, held_out, out, history, made_by, {"report/data.json": health.to_json()})
     log.end(result[0])
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def without_guide(config: TrainConfig) -> TrainConfig:
+    """The settings of a run with a teacher, who says more. Raises ValueError where they ask for both."""
+    if config.made_texts:
+        raise ValueError(
+            f"a run with --teacher has no use for the linear line, leave out made_texts={config.made_texts}"
+        )
+    return replace(config, made_texts=0)
 
 
 def origin(
@@ -250,7 +276,7 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
     """
     config, recipe, model = run.config, run.recipe, run.classifier
     network = group.network(model)
-    rows, dev_rows = run.rows(run.train), run.rows(run.dev)
+    rows, dev_rows = run.training_rows(), run.rows(run.dev)
     outside = run.outside_rows(run.train) if config.outlier_exposure else []
     aim = Aim(run)
     lengths = rows.lengths
@@ -335,6 +361,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
     return {
         "config": run.settings,
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
+        "guide": None if run.guide is None else hashlib.sha256(run.guide.truth.tobytes()).hexdigest(),
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "training data": both(rows, run.train),
@@ -353,4 +380,4 @@ def dev_figures(run: Run, rows: Sequence[Row]) -> tuple[float, float]:
     fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms) if is_multi else Calibration()
     figures = score(probabilities(logits, run.problem_type, fitted), truth, run.labels, fitted)
     chosen = figures.macro_f1 if is_multi else figures.accuracy
-    return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), 0.0).item()
+    return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=is_multi).item()

@@ -1,0 +1,114 @@
+"""What the linear line teaches an encoder that starts from scratch, on texts made of the training texts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from samples import BAD, TINY, rows
+
+from model.bundle import load_bundle
+from model.forward import forward_rows
+from model.scores import MULTI, SINGLE
+from training.data import Dataset, Example
+from training.guide import OWN_LABEL, make_guide, vary
+from training.linear import LinearLine, fit_line, sides
+from training.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from model.scores import ProblemType
+    from model.tokens import Text
+
+CPU = torch.device("cpu")
+LABELS = ["negative", "positive"]
+
+
+def moods(n: int, seed: int = 0, problem: ProblemType = SINGLE) -> Dataset:
+    return Dataset(
+        "moods", [Example(str(r["text"]), (str(r["label"]),)) for r in rows(n, seed)], problem, [], str(seed)
+    )
+
+
+def words(texts: Sequence[Text]) -> set[str]:
+    return {word for text in texts for side in sides(text) for word in side.split()}
+
+
+def line_on(train_set: Dataset, dev: Dataset) -> LinearLine:
+    return fit_line(train_set, dev, LABELS)
+
+
+def test_texts_are_made_of_words_that_occur_the_same_for_a_seed() -> None:
+    texts = [str(row["text"]) for row in rows(50)]
+    made = vary(texts, 3, seed=1)
+    assert len(made) == 150
+    assert made == vary(texts, 3, seed=1) != vary(texts, 3, seed=2)
+    assert words(made) <= words(texts)
+    assert all(made)
+    assert len(set(made) - set(texts)) > 75
+
+
+def test_words_without_spaces_between_them_change_places_too() -> None:
+    made = vary(["送餐很快味道不错", "太慢了 OK 差"], 20, seed=0)
+    assert {character for text in made for character in text} <= set("送餐很快味道不错太慢了 OK差")
+    assert len(set(made)) > 20
+    assert not any("OKOK" in text for text in made)
+
+
+def test_both_texts_of_a_pair_are_varied_and_an_empty_one_stays() -> None:
+    made = vary([("one two three", "four five six"), ("seven eight", "")], 20, seed=0)
+    assert all(isinstance(text, tuple) for text in made)
+    assert all(text[1] == "" for text in made[1::2])
+    assert len(set(made[::2])) > 10
+
+
+def test_a_row_says_its_own_label_and_a_made_text_what_the_line_says_of_it() -> None:
+    train_set, dev = moods(400), moods(200, seed=1)
+    guide = make_guide(line_on(train_set, dev), train_set, dev, LABELS, copies=2, seed=0)
+    assert len(guide.texts) == 800
+    assert guide.truth.shape == (1200, 2)
+    assert guide.truth.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    of_rows = guide.truth[:400].max(axis=1)
+    assert (of_rows >= OWN_LABEL).all()
+    lovely = [i for i, text in enumerate(guide.texts) if "lovely" in words([text]) and not words([text]) & {*BAD}]
+    assert np.mean(guide.truth[400:][lovely, 1]) > 0.8
+
+
+def test_independent_labels_each_have_a_probability() -> None:
+    train_set, dev = moods(400, problem=MULTI), moods(200, seed=1, problem=MULTI)
+    guide = make_guide(line_on(train_set, dev), train_set, dev, LABELS, copies=1, seed=0)
+    assert guide.truth.shape == (800, 2)
+    assert ((guide.truth >= 0) & (guide.truth <= 1)).all()
+
+
+def test_a_label_that_no_row_has_is_never_likely() -> None:
+    train_set, dev = moods(400), moods(200, seed=1)
+    line = fit_line(train_set, dev, ["mixed", *LABELS])
+    guide = make_guide(line, train_set, dev, ["mixed", *LABELS], copies=1, seed=0)
+    assert guide.truth[:, 0].max() < 0.01
+    assert (line.margins(["a lovely film", "an awful film"]).argmax(axis=1) == [2, 1]).all()
+
+
+def test_few_rows_teach_more_with_the_line_beside_them(tmp_path: Path) -> None:
+    """From 60 rows, after as many steps: closer to the truth of 500 others."""
+    few, held_out = moods(60), moods(500, seed=2)
+    right = {}
+    for name, copies, epochs in (("alone", 0, 36), ("guided", 8, 4)):
+        config = replace(TINY, made_texts=copies, epochs=epochs)
+        train(config, few, moods(200, seed=1), None, tmp_path / name, device=CPU)
+        bundle = load_bundle(tmp_path / name)
+        said = forward_rows(bundle.classifier, bundle.tokenizer.encode(held_out.texts, 64)).argmax(axis=1)
+        right[name] = np.mean([bundle.labels[i] == e.labels[0] for i, e in zip(said, held_out.examples, strict=True)])
+    assert right["guided"] >= right["alone"]
+    assert right["guided"] > 0.9
+
+
+def test_a_teacher_and_the_line_are_not_asked_for_together(bundle_folder: Path, tmp_path: Path) -> None:
+    config = replace(TINY, made_texts=2)
+    with pytest.raises(ValueError, match="leave out made_texts=2"):
+        train(config, moods(200), None, None, tmp_path / "out", teacher=bundle_folder, device=CPU)

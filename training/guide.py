@@ -1,0 +1,101 @@
+"""What the linear line says of texts made of the training texts, for a network that starts from scratch.
+
+A small encoder learns a few thousand rows by heart and then knows less than the line does. The line has an opinion of
+any text, so it can be asked about as many as are wanted: a network that gives the same answers to many texts that were
+made by chance has learned the function (Beyer et al. 2022, https://arxiv.org/abs/2106.05237; for such texts Tang et al.
+2019, https://arxiv.org/abs/1903.12136, section 3.3), and learns from the rows themselves beside it.
+
+Letters: N training rows, M made texts, C labels. Called by training/train.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.scores import MULTI, probabilities
+from training.calibrate import calibrate
+from training.data import targets
+from training.linear import UNSPACED, sides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.scores import Array
+    from model.tokens import Text
+    from training.data import Dataset
+    from training.linear import LinearLine
+
+OWN_LABEL = 0.9  # of what a training row is to say; the line has the rest
+REPLACED = (0.1, 0.2, 0.4)  # of a text's words, one of these shares
+LONGER = 2  # times its own length that a text may become by the end of another
+ALONE = UNSPACED.pattern[1:-1]  # each character is taken for a word
+WORD = re.compile(rf"\s*(?:[{ALONE}]|[^\s{ALONE}]+)")  # with the space before it
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Texts (M,) to read beside the training rows, and how likely each label is of every row and text, (N + M, C)."""
+
+    texts: list[Text]
+    truth: Array
+
+
+def make_guide(line: LinearLine, train: Dataset, dev: Dataset, labels: Sequence[str], copies: int, seed: int) -> Guide:
+    """So many texts for each training row; the line is as sure of them as dev shows that it may be."""
+    fitted = calibrate(logits(line, dev.texts), targets(dev, labels), coverage=0.5, false_alarms=0.0)
+    texts = vary(train.texts, copies, seed)
+    said = probabilities(logits(line, [*train.texts, *texts]), train.problem_type, fitted)
+    said[: len(train.examples)] *= 1 - OWN_LABEL
+    said[: len(train.examples)] += OWN_LABEL * indicator(train, labels)
+    return Guide(texts, said)
+
+
+def logits(line: LinearLine, texts: Sequence[Text]) -> Array:
+    """The line's margins, in the precision of a network's logits, (N, C)."""
+    return line.margins(texts).astype(np.float32)
+
+
+def indicator(dataset: Dataset, labels: Sequence[str]) -> Array:
+    """One where a row has a label, (N, C)."""
+    truth = targets(dataset, labels)
+    return truth if dataset.problem_type == MULTI else np.eye(len(labels), dtype=np.float32)[truth]
+
+
+def vary(texts: Sequence[Text], copies: int, seed: int) -> list[Text]:
+    """So many of each text, the same for a seed: with the end of another one, with words left out or of others instead.
+
+    Of a pair both texts are varied, in the same way.
+    """
+    rng = np.random.default_rng(seed)
+    words = [[WORD.findall(_spaced(side)) for side in sides(text)] for text in texts]
+    vocabulary = [word for both in words for side in both for word in side]  # as often as it occurs
+
+    def varied(i: int) -> Text:
+        edit, other, share = rng.integers(3), words[rng.integers(len(words))], rng.choice(REPLACED)
+        made = []
+        for own, of_other in zip(words[i], other, strict=True):
+            if not own:
+                made.append("")
+                continue
+            is_chosen = rng.random(len(own)) < share
+            if edit == 0:
+                start = rng.integers(len(of_other) + 1)
+                new = [*own[: rng.integers(1, len(own) + 1)], *of_other[start:]][: LONGER * len(own)]
+            elif edit == 1:
+                new = [word for word, left_out in zip(own, is_chosen, strict=True) if not left_out] or own[:1]
+            else:
+                drawn = rng.integers(len(vocabulary), size=len(own))
+                new = [vocabulary[j] if chosen else word for word, j, chosen in zip(own, drawn, is_chosen, strict=True)]
+            made.append("".join(new).strip())
+        return made[0] if isinstance(texts[i], str) else (made[0], made[1])
+
+    return [varied(i) for _ in range(copies) for i in range(len(texts))]
+
+
+def _spaced(text: str) -> str:
+    """The text with a space in front where its first word wants one, so that words can change places."""
+    return text if not text or UNSPACED.match(text) else f" {text.lstrip()}"
