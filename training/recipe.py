@@ -25,8 +25,10 @@ SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
 MADE_TEXTS, MOST_COPIES = 40_000, 8  # in all, and of each row, that a small encoder reads beside its rows (guide.py)
-MOST_GUIDED = 100_000  # rows; with more the labels say enough
-MOST_CELLS = 50_000_000  # rows and made texts times labels, four bytes each
+MOST_GUIDED, MOST_GUIDED_LABELS = (
+    100_000,
+    10,
+)  # with more rows the labels say enough, of more labels the line too little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ def choose_recipe(
     root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
     batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
-    up to 100,000 it reads texts made of them too, which count as rows above; where it has none, four numbers of ten and
-    a word of five are hidden from it.
+    up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows above; where it has none,
+    four numbers of ten and a word of five are hidden from it.
     """
     made_texts = choose_made_texts(config, encoder, rows, labels)
     dropout = choose_dropout(config, encoder, rows, labels)
@@ -79,9 +81,9 @@ def choose_made_texts(config: TrainConfig, encoder: EncoderConfig, rows: int, la
     """How many texts are made of each row: the more, the fewer rows there are."""
     if config.made_texts is not None:
         return config.made_texts
-    copies = min(MOST_COPIES, max(1, round(MADE_TEXTS / rows)))
-    is_too_much = rows > MOST_GUIDED or rows * (1 + copies) * labels > MOST_CELLS
-    return copies if is_small(encoder) and not is_too_much else 0
+    if not is_small(encoder) or rows > MOST_GUIDED or labels > MOST_GUIDED_LABELS:
+        return 0
+    return min(MOST_COPIES, max(1, round(MADE_TEXTS / rows)))
 
 
 def choose_dropout(config: TrainConfig, encoder: EncoderConfig, rows: int, labels: int) -> float:
