@@ -72,7 +72,7 @@ class TrainConfig:
     r_drop: float = (
         0.0  # weight of what two readings of a row, each with a dropout of its own, differ by; 0: one reading
     )
-    made_texts: int | None = None  # of each row, which the linear line labels, and which are read beside it
+    made_texts: int | None = None  # of each row, read beside it, labelled by the linear line or, with --teacher, by it
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there

@@ -1,9 +1,10 @@
-"""What the linear line says of texts made of the training texts, for a network that starts from scratch.
+"""What the linear line, or a teacher, says of texts made of the training texts: more to learn from than the rows.
 
 A small encoder learns a few thousand rows by heart and then knows less than the line does. The line has an opinion of
 any text, so it can be asked about as many as are wanted: a network that gives the same answers to many texts that were
-made by chance has learned the function (Beyer et al. 2022, https://arxiv.org/abs/2106.05237; for such texts Tang et al.
-2019, https://arxiv.org/abs/1903.12136, section 3.3), and learns from the rows themselves beside it.
+made by chance has learned the function (Beyer et al. 2022, https://arxiv.org/abs/2106.05237), and learns from the rows
+themselves beside it. A larger network can be asked in its place (Tang et al. 2019, https://arxiv.org/abs/1903.12136,
+section 3.3).
 
 Letters: N training rows, M made texts, C labels. Called by training/train.py.
 """
@@ -11,7 +12,7 @@ Letters: N training rows, M made texts, C labels. Called by training/train.py.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,16 +21,19 @@ from model.scores import MULTI, probabilities
 from training.calibrate import calibrate
 from training.data import targets
 from training.linear import UNSPACED, sides
+from training.teacher import teacher_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model.bundle import Bundle
     from model.scores import Array
     from model.tokens import Text
     from training.data import Dataset
     from training.linear import LinearLine
+    from training.train import Run
 
-OWN_LABEL = 0.9  # of what a training row is to say; the line has the rest
+OWN_LABEL = 0.9  # of what a training row is to say; the guide has the rest
 REPLACED = (0.1, 0.2, 0.4)  # of a text's words, one of these shares
 LONGER = 2  # times its own length that a text may become by the end of another
 ALONE = UNSPACED.pattern[1:-1]  # each character is taken for a word
@@ -44,19 +48,38 @@ class Guide:
     truth: Array
 
 
-def make_guide(line: LinearLine, train: Dataset, dev: Dataset, labels: Sequence[str], copies: int, seed: int) -> Guide:
-    """So many texts for each training row; the line is as sure of them as dev shows that it may be."""
-    fitted = calibrate(logits(line, dev.texts), targets(dev, labels), coverage=0.5, false_alarms=0.0)
-    texts = vary(train.texts, copies, seed)
-    said = probabilities(logits(line, [*train.texts, *texts]), train.problem_type, fitted)
-    said[: len(train.examples)] *= 1 - OWN_LABEL
-    said[: len(train.examples)] += OWN_LABEL * indicator(train, labels)
-    return Guide(texts, said)
+def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
+    """The run with what it is told of its rows, and of texts made of them: by a teacher, or else by the linear line."""
+    copies, texts = run.recipe.made_texts, run.train.texts
+    made = vary(texts, copies, run.config.seed) if copies else []
+
+    def logits(some: Sequence[Text]) -> Array:
+        if teacher is not None:
+            return teacher_logits(teacher, some, run.labels, run.device)
+        return line.margins(some).astype(np.float32)
+
+    if teacher is None and not copies:
+        return run
+    scores = logits([*texts, *made])
+    if teacher is not None:
+        run = replace(run, teacher=scores)
+    if copies:
+        said = confident(scores, logits(run.dev.texts), run.dev, run.labels)
+        run = replace(run, guide=make_guide(made, said, run.train, run.labels))
+    return run
 
 
-def logits(line: LinearLine, texts: Sequence[Text]) -> Array:
-    """The line's margins, in the precision of a network's logits, (N, C)."""
-    return line.margins(texts).astype(np.float32)
+def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[str]) -> Guide:
+    """Of texts and what was said of the rows and of them, probabilities (N + M, C)."""
+    n = len(train.examples)
+    own = OWN_LABEL * indicator(train, labels) + (1 - OWN_LABEL) * said[:n]
+    return Guide(texts, np.concatenate([own, said[n:]]))
+
+
+def confident(logits: Array, dev_logits: Array, dev: Dataset, labels: Sequence[str]) -> Array:
+    """Probabilities of logits, both (N, C), as sure as dev shows that their maker may be."""
+    fitted = calibrate(dev_logits, targets(dev, labels), coverage=0.5, false_alarms=0.0)
+    return probabilities(logits, dev.problem_type, fitted)
 
 
 def indicator(dataset: Dataset, labels: Sequence[str]) -> Array:

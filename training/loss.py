@@ -30,7 +30,7 @@ class Aim:
         labelled = torch.from_numpy(targets(run.train, run.labels))  # (N,) or (N, C)
         truth = labelled if run.guide is None else torch.from_numpy(run.guide.truth)  # (N + M, C)
         self._truth = truth.to(run.device)
-        self._teacher = None if run.teacher is None else torch.from_numpy(run.teacher).to(run.device)  # (N, C)
+        self._teacher = None if run.teacher is None else torch.from_numpy(run.teacher).to(run.device)  # (N + M, C)
         self._weights = None
         if run.config.class_weights == "balanced":
             self._weights = balanced_weights(labelled, len(run.labels)).to(run.device)

@@ -1,4 +1,4 @@
-"""A larger bundle's logits of the training rows, which a smaller network learns beside the labels."""
+"""A larger bundle's logits of texts, which a smaller network learns beside the labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from model.bundle import Bundle
     from model.scores import Array
+    from model.tokens import Text
     from training.data import Dataset
 
 
-def teacher_logits(folder: Path, dataset: Dataset, labels: Sequence[str], device: torch.device) -> Array:
-    """Logits (N, C) of a bundle, its columns in the order of `labels`.
+def load_teacher(folder: Path, dataset: Dataset, labels: Sequence[str]) -> Bundle:
+    """The bundle of --teacher.
 
     Raises BundleError where it cannot be read, DataError where it has another kind of labels, ValueError where it
     has other ones.
@@ -29,10 +31,15 @@ def teacher_logits(folder: Path, dataset: Dataset, labels: Sequence[str], device
     check_problem(dataset, teacher.problem_type)
     if missing := sorted(set(labels) - set(teacher.labels)):
         raise ValueError(f"the teacher does not know a label of the training data: {missing[0]}")
+    return teacher
+
+
+def teacher_logits(teacher: Bundle, texts: Sequence[Text], labels: Sequence[str], device: torch.device) -> Array:
+    """What it says of texts, (N, C), its columns in the order of `labels`."""
     teacher.classifier.to(device)
     with (
-        tqdm(total=len(dataset.texts), desc="teacher", unit="row", leave=False, disable=None) as bar,
+        tqdm(total=len(texts), desc="teacher", unit="row", leave=False, disable=None) as bar,
         torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16("auto", device)),
     ):
-        logits, _ = read(teacher, dataset.texts, bar.update)
+        logits, _ = read(teacher, texts, bar.update)
     return logits[:, [teacher.labels.index(label) for label in labels]]

@@ -33,14 +33,14 @@ from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.group import ALONE
-from training.guide import make_guide
+from training.guide import taught
 from training.health import check
 from training.linear import fit_line
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.report import run_line
 from training.rows import EncodedRows, digest
-from training.teacher import teacher_logits
+from training.teacher import load_teacher
 from training.tracking import Log
 from training.watch import Both, Meter, Screen
 
@@ -70,9 +70,10 @@ CHECKPOINT_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works on; `start` is the hash of the encoder of --init, `teacher` (N, C) a teacher's logits.
+    """What the loop works on; `start` is the hash of the encoder of --init.
 
-    With a guide its texts are read like training rows, and its truth is that of both.
+    With a guide its texts (M) are read like training rows, and its truth is that of both; `teacher` are a teacher's
+    logits of both, (N + M, C).
     """
 
     config: TrainConfig
@@ -162,17 +163,16 @@ def train(
     if strict:
         health.refuse()
     keep_freed_memory()
-    scores = teacher_logits(teacher, parts["train"], labels, device) if teacher else None
+    knows_more = load_teacher(teacher, parts["train"], labels) if teacher else None
     if teacher:
-        config = without_guide(config)
-    run = replace(set_up(config, parts, init, device, labels), teacher=scores, budget_s=budget_s)
+        config = replace(config, made_texts=config.made_texts or 0)
     line = fit_line(parts["train"], parts["dev"], labels)
-    if copies := run.recipe.made_texts:
-        run = replace(run, guide=make_guide(line, parts["train"], parts["dev"], labels, copies, config.seed))
+    run = taught(replace(set_up(config, parts, init, device, labels), budget_s=budget_s), line, knows_more)
     tried: list[Tried] = []
     if search is not None:
         best, tried = search(run)
-        run = replace(set_up(best, parts, init, device, labels), teacher=scores, guide=run.guide, budget_s=budget_s)
+        found = set_up(best, parts, init, device, labels)
+        run = replace(found, teacher=run.teacher, guide=run.guide, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
     checkpoint = out.with_name(out.name + ".checkpoint")
     log = log or Log()
@@ -190,15 +190,6 @@ def train(
     log.end(result[0])
     shutil.rmtree(checkpoint, ignore_errors=True)
     return result
-
-
-def without_guide(config: TrainConfig) -> TrainConfig:
-    """The settings of a run with a teacher, who says more. Raises ValueError where they ask for both."""
-    if config.made_texts:
-        raise ValueError(
-            f"a run with --teacher has no use for the linear line, leave out made_texts={config.made_texts}"
-        )
-    return replace(config, made_texts=0)
 
 
 def origin(
