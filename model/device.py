@@ -41,8 +41,8 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def trains_in_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a training multiplies matrices in bf16: as `precision` says; where it is auto, if the device has it."""
-    return has_native_bf16(device) if precision == "auto" else precision == "bf16"
+    """Whether a training multiplies matrices in bf16: as `precision` says; where it is auto, as a service would."""
+    return choose_precision(precision, device) == "bf16"
 
 
 def has_int8() -> bool:

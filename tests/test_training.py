@@ -81,7 +81,7 @@ def test_resuming_with_other_settings_is_refused(
     with pytest.raises(Interrupted):
         train(TINY, data, None, None, tmp_path / "b", device=CPU, on_step=stop)
     other = dataclasses.replace(TINY, lr=0.1)
-    with pytest.raises(ValueError, match="another value of: config"):
+    with pytest.raises(ValueError, match="another value of: config lr"):
         train(other, data, None, None, tmp_path / "b", device=CPU, resume=True)
     swap = {"positive": "negative", "negative": "positive"}
     flipped = read_dataset(write_jsonl([{**row, "label": swap[str(row["label"])]} for row in rows(300)], "flipped"))

@@ -108,8 +108,7 @@ def load_checkpoint(
         raise ValueError(f"there is no checkpoint to resume: {folder.with_suffix('')}")
     folder = _whole(folder)
     state = json.loads((folder / "progress.json").read_text())
-    differs = [key for key in identity if json.loads(json.dumps(identity[key])) != state["identity"].get(key)]
-    if differs:
+    if differs := _differing(json.loads(json.dumps(identity)), state["identity"]):
         raise ValueError(f"the checkpoint in {folder} was made with another value of: {', '.join(differs)}")
     model.load_state_dict(load_file(folder / "model.safetensors"))
     best = load_file(folder / "best.safetensors") if (folder / "best.safetensors").exists() else None
@@ -120,6 +119,18 @@ def load_checkpoint(
         if f"rng.cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{i}"], i)
     return Progress(**state["progress"]), best
+
+
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """What two identities do not share; of settings each by its name."""
+    names = []
+    for key, own in ours.items():
+        other = theirs.get(key)
+        if own != other and isinstance(own, dict) and isinstance(other, dict):
+            names += [f"{key} {name}" for name in own if own[name] != other.get(name)] or [key]
+        elif own != other:
+            names.append(key)
+    return names
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -246,10 +246,10 @@ def identity_of(run: Run) -> dict[str, Any]:
     """
     corpus = run.corpus
     return {
-        "config": dataclasses.asdict(run.config),
+        "config": dataclasses.asdict(run.config) | {"precision": "bf16" if run.in_bf16 else "fp32"},
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "text": [corpus.train.sha256, corpus.held_out.sha256] if corpus.is_whole else None,
-        "encoder": dataclasses.asdict(run.model.config) | {"bf16": run.in_bf16, "start": run.start},
+        "encoder": dataclasses.asdict(run.model.config) | {"start": run.start},
     }
 
 

@@ -350,7 +350,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
         return [digest(part), hashlib.sha256(targets(dataset, run.labels).tobytes()).hexdigest()]
 
     return {
-        "config": run.settings,
+        "config": run.settings | {"precision": "bf16" if run.in_bf16 else "fp32"},
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "guide": None if run.guide is None else hashlib.sha256(run.guide.truth.tobytes()).hexdigest(),
         "labels": run.labels,
@@ -358,7 +358,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
         "training data": both(rows, run.train),
         "dev data": both(dev_rows, run.dev),
         "rows out of scope": digest(outside),
-        "encoder": dataclasses.asdict(run.classifier.config) | {"bf16": run.in_bf16, "start": run.start},
+        "encoder": dataclasses.asdict(run.classifier.config) | {"start": run.start},
     }
 
 
