@@ -33,7 +33,7 @@ def heed_rate(train: Path, init: str, batch: int, folder: Path) -> float:
     """`heed train` from start to bundle; the rate is what its manifest says, with the look at dev."""
     out = folder / "bundle"
     command = [sys.executable, "-m", "service", "train", "--train", str(train), "--init", init, "--out", str(out)]
-    for setting in ("epochs=1", f"batch_rows={batch}", f"max_tokens={MAX_TOKENS}"):
+    for setting in ("epochs=1", "precision=bf16", f"batch_rows={batch}", f"max_tokens={MAX_TOKENS}"):
         command += ["--set", setting]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
     made_by = json.loads((out / "heed.json").read_text(encoding="utf-8"))["made_by"]
