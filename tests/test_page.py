@@ -105,7 +105,7 @@ def test_a_text_is_answered_while_it_is_typed(visit: Open, url: str) -> None:
     expect(page.locator("#set-labels")).to_contain_text("positive")
     expect(page.locator("#set-meaning")).to_contain_text("90% of texts")
     expect(page.locator("#tokens")).to_have_text(f"{result['tokens']} of at most 256")
-    expect(page.locator("#version")).to_have_text("sentiment@0b1fb2258591dfdb")
+    expect(page.locator("#version")).to_have_text("sentiment@d281482d40265cb5")
     expect(page.locator("#status")).to_contain_text("positive, ")
     page.select_option("#model", "other")
     expect(page.locator("#version")).to_contain_text("other@")
