@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,18 @@ def test_independent_labels_each_have_a_probability() -> None:
     guide = guided_by_line(train_set, dev, copies=1)
     assert guide.truth.shape == (800, 2)
     assert ((guide.truth >= 0) & (guide.truth <= 1)).all()
+
+
+def test_what_the_line_says_is_scaled_on_a_small_dev_set_too() -> None:
+    """Its margins as they are would leave it unsure of texts that it is right about."""
+    guide = guided_by_line(moods(400), moods(60, seed=1), copies=1)
+    assert guide.truth[400:].max(axis=1).mean() > 0.8
+
+
+def test_spaces_behind_a_text_cost_no_more_than_they_are_many() -> None:
+    started = time.process_time()
+    assert all(not str(text).endswith(" ") for text in vary(["a film" + " " * 200_000], 3, seed=0))
+    assert time.process_time() - started < 20  # ten minutes, where each space was the start of another search
 
 
 def test_a_label_that_no_row_has_is_never_likely() -> None:

@@ -67,6 +67,7 @@ def test_a_small_encoder_learns_faster_and_is_guided_by_the_linear_line_the_more
     assert [recipe(rows=n).made_texts for n in (500, 10_000, 80_000, 200_000)] == [8, 4, 1, 0]
     assert large.made_texts == 0
     assert recipe(labels=77).made_texts == 0
+    assert recipe(TrainConfig(class_weights="balanced")).made_texts == 0
 
 
 def test_more_is_hidden_from_a_small_encoder_that_nobody_guides() -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.scores import MULTI, probabilities
-from training.calibrate import calibrate
+from model.scores import MULTI, SINGLE, Calibration, probabilities
+from training.calibrate import fit_platt, fit_temperature
 from training.data import targets
 from training.linear import UNSPACED, sides
 from training.teacher import teacher_logits
@@ -77,9 +77,15 @@ def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[
 
 
 def confident(logits: Array, dev_logits: Array, dev: Dataset, labels: Sequence[str]) -> Array:
-    """Probabilities of logits, both (N, C), as sure as dev shows that their maker may be."""
-    fitted = calibrate(dev_logits, targets(dev, labels), coverage=0.5, false_alarms=0.0)
-    return probabilities(logits, dev.problem_type, fitted)
+    """Probabilities of logits, both (N, C), as sure as dev shows that their maker may be, however small dev is.
+
+    A line's margins are no log-odds: a scale of few rows is nearer to them than none.
+    """
+    truth = targets(dev, labels)
+    if dev.problem_type == MULTI:
+        slopes, offsets = fit_platt(dev_logits, truth, least=1)
+        return probabilities(logits, MULTI, Calibration(slopes=slopes, offsets=offsets))
+    return probabilities(logits, SINGLE, Calibration(temperature=fit_temperature(dev_logits, truth, least=1)))
 
 
 def indicator(dataset: Dataset, labels: Sequence[str]) -> Array:
@@ -120,5 +126,6 @@ def vary(texts: Sequence[Text], copies: int, seed: int) -> list[Text]:
 
 
 def _spaced(text: str) -> str:
-    """The text with a space in front where its first word wants one, so that words can change places."""
-    return text if not text or UNSPACED.match(text) else f" {text.lstrip()}"
+    """The text with a space in front where its first word wants one, and none behind: so words can change places."""
+    text = text.strip()
+    return text if not text or UNSPACED.match(text) else f" {text}"

@@ -156,7 +156,7 @@ def sample(dataset: Dataset, max_characters: int) -> list[int]:
     The same for the same data.
     """
     n = len(dataset.examples)
-    most = min(MAX_ROWS, MAX_CELLS // len(dataset.label_names))
+    most = min(MAX_ROWS, MAX_CELLS // max(1, len(dataset.label_names)))
     characters = np.array([sum(map(len, sides(text))) for text in dataset.texts])
     if n <= most and characters.sum() <= max_characters:
         return list(range(n))

@@ -78,9 +78,14 @@ def choose_recipe(
 
 
 def choose_made_texts(config: TrainConfig, encoder: EncoderConfig, rows: int, labels: int) -> int:
-    """How many texts are made of each row: the more, the fewer rows there are."""
+    """How many texts are made of each row: the more, the fewer rows there are.
+
+    None where labels are balanced: the line says a little of a rare one about any text, which its weight would blow up.
+    """
     if config.made_texts is not None:
         return config.made_texts
+    if config.class_weights == "balanced":
+        return 0
     if not is_small(encoder) or rows > MOST_GUIDED or labels > MOST_GUIDED_LABELS:
         return 0
     return min(MOST_COPIES, max(1, round(MADE_TEXTS / rows)))

@@ -166,8 +166,10 @@ def train(
     knows_more = load_teacher(teacher, parts["train"], labels) if teacher else None
     if teacher:
         config = replace(config, made_texts=config.made_texts or 0)
+    run = replace(set_up(config, parts, init, device, labels), budget_s=budget_s)
     line = fit_line(parts["train"], parts["dev"], labels)
-    run = taught(replace(set_up(config, parts, init, device, labels), budget_s=budget_s), line, knows_more)
+    run = taught(run, line, knows_more)
+    del knows_more  # its weights, which a device would keep until the end
     tried: list[Tried] = []
     if search is not None:
         best, tried = search(run)
