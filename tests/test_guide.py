@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from model.scores import ProblemType
     from model.tokens import Text
     from training.guide import Guide
+    from training.train import Run
 
 CPU = torch.device("cpu")
 LABELS = ["negative", "positive"]
@@ -125,6 +126,29 @@ def test_few_rows_teach_more_with_the_line_beside_them(tmp_path: Path) -> None:
         right[name] = np.mean([bundle.labels[i] == e.labels[0] for i, e in zip(said, held_out.examples, strict=True)])
     assert right["guided"] >= right["alone"]
     assert right["guided"] > 0.9
+
+
+def test_texts_are_labelled_by_the_teacher_where_there_is_one(tmp_path: Path) -> None:
+    """A teacher of flipped labels says the opposite of the line."""
+    flipped = {"negative": "positive", "positive": "negative"}
+    data = moods(300)
+    contrary = replace(data, examples=[replace(e, labels=(flipped[e.labels[0]],)) for e in data.examples])
+    train(TINY, contrary, None, None, tmp_path / "contrary", device=CPU)
+
+    class Seen(Exception):
+        pass
+
+    def loop(run: Run, *rest: object, **more: object) -> NoReturn:
+        assert run.guide is not None
+        teacher = teacher_logits(load_bundle(tmp_path / "contrary"), run.guide.texts, LABELS, CPU)
+        assert (run.guide.truth[300:].argmax(axis=1) == teacher.argmax(axis=1)).all()
+        raise Seen
+
+    with pytest.raises(Seen):
+        train(
+            replace(TINY, made_texts=1), data, moods(200, seed=1), None, tmp_path / "b",
+            teacher=tmp_path / "contrary", device=CPU, loop=loop,
+        )  # fmt: skip
 
 
 def test_a_teacher_says_what_it_thinks_of_made_texts_too(
