@@ -114,6 +114,14 @@ def test_a_label_that_no_row_has_is_never_likely() -> None:
     assert (line.margins(["a lovely film", "an awful film"]).argmax(axis=1) == [2, 1]).all()
 
 
+def test_of_independent_labels_one_that_no_row_has_is_on_no_texts_side_and_one_that_all_have_on_all() -> None:
+    data = moods(200, problem=MULTI)
+    both = replace(data, examples=[replace(e, labels=(*e.labels, "film")) for e in data.examples])
+    margins = fit_line(both, both, ["film", "mixed", *LABELS]).margins(data.texts)
+    assert (margins[:, 0] > 0).all()
+    assert (margins[:, 1] < margins[:, 2:].min()).all()
+
+
 def test_few_rows_teach_more_with_the_line_beside_them(tmp_path: Path) -> None:
     """From 60 rows, after as many steps: closer to the truth of 500 others."""
     few, held_out = moods(60), moods(500, seed=2)

@@ -249,6 +249,9 @@ def _margins(classifier: Any, X: Any, num_labels: int) -> NDArray[np.float64]:
     seen: NDArray[np.float64] = classifier.decision_function(X)
     if seen.ndim == 1:
         seen = seen[:, None] if num_labels == 1 else np.stack([-seen / 2, seen / 2], axis=1)
+    if isinstance(classifier, OneVsRestClassifier):  # which puts 0 for a label that all rows, or none, had
+        never = [not hasattr(of_label, "coef_") and not of_label.y_.any() for of_label in classifier.estimators_]
+        seen[:, never] = NEVER
     if seen.shape[1] == num_labels:
         return seen
     margins = np.full((len(seen), num_labels), NEVER)
