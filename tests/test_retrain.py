@@ -129,7 +129,7 @@ def test_a_new_label_gets_the_next_id_where_it_is_allowed(
     lost: list[dict[str, object]] = [
         {"text": sentence(rng, ["missing", "absent"], 6), "label": "lost"} for _ in range(200)
     ]
-    longer = dataclasses.replace(PLAN.train, epochs=20)
+    longer = dataclasses.replace(PLAN.train, epochs=20, patience=20)
     outcome = learn([*foods(300), *lost], dataclasses.replace(PLAN, allow_new_labels=True, train=longer))
     assert outcome.promoted, outcome.why
     assert load_bundle(model.bundle("production")).labels == ["negative", "positive", "lost"]
