@@ -40,9 +40,9 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def trains_in_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a training multiplies matrices in bf16: as `precision` says; where it is auto, as a service would."""
-    return choose_precision(precision, device) == "bf16"
+def training_precision(name: str, device: torch.device) -> str:
+    """What a training multiplies matrices in, bf16 or fp32: as a service would, but never in fp16 or int8."""
+    return "bf16" if choose_precision(name, device) == "bf16" else "fp32"
 
 
 def has_int8() -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import TINY, rows
 
-from model.device import choose_precision, trains_in_bf16
+from model.device import choose_precision, training_precision
 from training.data import read_dataset
 from training.train import train
 
@@ -21,16 +21,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("is_faster", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_serves_and_trains_in_bf16_only_where_that_is_faster(
+def test_a_cpu_serves_and_training_precision_only_where_that_is_faster(
     is_faster: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A processor can have bf16 and take twice as long with it: Intel's without AMX do."""
     monkeypatch.setattr("model.device.has_native_bf16", lambda device: True)
     monkeypatch.setattr("model.device.is_faster_in_bf16", lambda: is_faster)
     assert choose_precision("auto", CPU) == precision
-    assert trains_in_bf16("auto", CPU) is is_faster
-    assert trains_in_bf16("bf16", CPU)
-    assert not trains_in_bf16("fp32", CPU)
+    assert training_precision("auto", CPU) == ("bf16" if is_faster else "fp32")
+    assert training_precision("bf16", CPU) == "bf16"
+    assert training_precision("fp32", CPU) == "fp32"
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with_or_says_which_that_was(

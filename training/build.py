@@ -69,10 +69,8 @@ class TrainConfig:
     layer_decay: float = 1.0  # the rate of each layer, as a share of that of the layer above it
     token_dropout: float | None = None  # share of the tokens that are masked in training
     edits: float = 0.0  # share of the tokens that are left out or change places in training
-    r_drop: float = (
-        0.0  # weight of what two readings of a row, each with a dropout of its own, differ by; 0: one reading
-    )
-    made_texts: int | None = None  # of each row, read beside it, labelled by the linear line or, with --teacher, by it
+    r_drop: float = 0.0  # weight of what two readings of a row, under dropout each, differ by; 0: one reading
+    made_texts: int | None = None  # of each row, read beside it, labelled by the linear line and the teacher
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there

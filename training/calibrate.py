@@ -87,14 +87,14 @@ def _fit(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: floa
     )
 
 
-def fit_temperature(logits: Array, labels: NDArray[np.int64], least: int = MIN_CALIBRATION_ROWS) -> float:
+def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
     """Temperature that minimises the negative log likelihood on held-out data.
 
     logits (N, C) are unnormalised, labels (N,) are class ids. The loss is convex in 1 / temperature, so a
-    ternary search over [0.05, 20] finds its minimum. Raises ValueError below `least` examples.
+    ternary search over [0.05, 20] finds its minimum. Raises ValueError below 100 examples.
     Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
     """
-    _check_enough("temperature", len(labels), least)
+    _check_enough("temperature", len(labels))
 
     def loss(inverse: float) -> float:
         z = logits.astype(np.float64) * inverse
@@ -108,17 +108,15 @@ def fit_temperature(logits: Array, labels: NDArray[np.int64], least: int = MIN_C
     return 2 / (low + high)
 
 
-def fit_platt(
-    logits: Array, truth: NDArray[Any], least: int = MIN_CALIBRATION_ROWS
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def fit_platt(logits: Array, truth: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Slope and offset of each label's logit that minimise the negative log likelihood; logits and truth (N, C).
 
     Of a rare label they are hardly known: each is drawn to the slope and offset that serve all labels best
     together, by a normal prior around them of variance 1 / PRIOR; under MIN_POSITIVES it has just those.
-    Raises ValueError below `least` examples.
+    Raises ValueError below 100 examples.
     Platt 1999, "Probabilistic outputs for support vector machines".
     """
-    _check_enough("scaling", len(truth), least)
+    _check_enough("scaling", len(truth))
     z, y = logits.astype(np.float64), truth.astype(np.float64)
     shared = _platt(z.ravel(), y.ravel(), np.array([1.0, 0.0]), 0.0)
     is_rare = y.sum(axis=0) < MIN_POSITIVES
@@ -189,6 +187,6 @@ def fit_scope_threshold(scores: Array, false_alarms: float) -> float | None:
     return float(np.sort(scores)[rank - 1]) if rank else None
 
 
-def _check_enough(name: str, n: int, least: int = MIN_CALIBRATION_ROWS) -> None:
-    if n < least:
-        raise ValueError(f"a {name} fitted on under {least} examples is noise: {n}")
+def _check_enough(name: str, n: int) -> None:
+    if n < MIN_CALIBRATION_ROWS:
+        raise ValueError(f"a {name} fitted on under {MIN_CALIBRATION_ROWS} examples is noise: {n}")

@@ -22,7 +22,7 @@ def training_cost(run: Run, history: Sequence[Mapping[str, Any]]) -> dict[str, A
         "tokens_per_s": round(tokens / sum(row["seconds"] for row in history)),
         "parameters": sum(p.numel() for p in run.classifier.parameters()),
         "device": _device(run.device),
-        "precision": "bf16" if run.in_bf16 else "fp32",
+        "precision": run.precision,
         "peak_memory_bytes": _peak(run.device),
     }
 

@@ -1,10 +1,10 @@
-"""What the linear line, or a teacher, says of texts made of the training texts: more to learn from than the rows.
+"""What the linear line and a teacher say of texts made of the training texts: more to learn from than the rows.
 
 A small encoder learns a few thousand rows by heart and then knows less than the line does. The line has an opinion of
 any text, so it can be asked about as many as are wanted: a network that gives the same answers to many texts that were
 made by chance has learned the function (Beyer et al. 2022, https://arxiv.org/abs/2106.05237), and learns from the rows
-themselves beside it. A larger network can be asked in its place (Tang et al. 2019, https://arxiv.org/abs/1903.12136,
-section 3.3).
+themselves beside it. Another network is asked too (Tang et al. 2019, https://arxiv.org/abs/1903.12136, section 3.3):
+it is wrong about other texts than the line, and both together are right about more than either (training/pool.py).
 
 Letters: N training rows, M made texts, C labels. Called by training/train.py.
 """
@@ -12,15 +12,16 @@ Letters: N training rows, M made texts, C labels. Called by training/train.py.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.scores import MULTI, SINGLE, Calibration, probabilities
-from training.calibrate import fit_platt, fit_temperature
+from model.scores import MULTI, probabilities
 from training.data import targets
 from training.linear import UNSPACED, sides
+from training.pool import pool
 from training.teacher import teacher_logits
 
 if TYPE_CHECKING:
@@ -49,24 +50,19 @@ class Guide:
 
 
 def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
-    """The run with what it is told of its rows, and of texts made of them: by a teacher, or else by the linear line."""
+    """The run with what the line, and a teacher where there is one, say of its rows and of texts made of them."""
     copies, texts = run.recipe.made_texts, run.train.texts
-    made = vary(texts, copies, run.config.seed) if copies else []
-
-    def logits(some: Sequence[Text]) -> Array:
-        if teacher is not None:
-            return teacher_logits(teacher, some, run.labels, run.device)
-        return line.margins(some).astype(np.float32)
-
     if teacher is None and not copies:
         return run
-    scores = logits([*texts, *made])
-    if teacher is not None:
-        run = replace(run, teacher=scores)
-    if copies:
-        said = confident(scores, logits(run.dev.texts), run.dev, run.labels)
-        run = replace(run, guide=make_guide(made, said, run.train, run.labels))
-    return run
+    made = vary(texts, copies, run.config.seed) if copies else []
+
+    def said_of(some: Sequence[Text]) -> list[Array]:
+        by_line = line.margins(some).astype(np.float32)
+        return [by_line] if teacher is None else [by_line, teacher_logits(teacher, some, run.labels, run.device)]
+
+    scores = pool(said_of([*texts, *made]), said_of(run.dev.texts), indicator(run.dev, run.labels), run.problem_type)
+    guide = make_guide(made, probabilities(scores, run.problem_type), run.train, run.labels) if copies else None
+    return replace(run, teacher=None if teacher is None else scores, guide=guide)
 
 
 def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[str]) -> Guide:
@@ -74,18 +70,6 @@ def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[
     n = len(train.examples)
     own = OWN_LABEL * indicator(train, labels) + (1 - OWN_LABEL) * said[:n]
     return Guide(texts, np.concatenate([own, said[n:]]))
-
-
-def confident(logits: Array, dev_logits: Array, dev: Dataset, labels: Sequence[str]) -> Array:
-    """Probabilities of logits, both (N, C), as sure as dev shows that their maker may be, however small dev is.
-
-    A line's margins are no log-odds: a scale of few rows is nearer to them than none.
-    """
-    truth = targets(dev, labels)
-    if dev.problem_type == MULTI:
-        slopes, offsets = fit_platt(dev_logits, truth, least=1)
-        return probabilities(logits, MULTI, Calibration(slopes=slopes, offsets=offsets))
-    return probabilities(logits, SINGLE, Calibration(temperature=fit_temperature(dev_logits, truth, least=1)))
 
 
 def indicator(dataset: Dataset, labels: Sequence[str]) -> Array:
@@ -100,7 +84,7 @@ def vary(texts: Sequence[Text], copies: int, seed: int) -> list[Text]:
     Of a pair both texts are varied, in the same way.
     """
     rng = np.random.default_rng(seed)
-    words = [[WORD.findall(_spaced(side)) for side in sides(text)] for text in texts]
+    words = [[list(map(sys.intern, WORD.findall(_spaced(side)))) for side in sides(text)] for text in texts]
     vocabulary = [word for both in words for side in both for word in side]  # as often as it occurs
 
     def varied(i: int) -> Text:

@@ -211,11 +211,15 @@ def _best_threshold(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> N
 
 
 def cross_given(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """True where a label is given (N, C), in each fifth of the rows by the thresholds of the other four."""
+    """True where a label is given (N, C), in each fifth of the rows by the thresholds of the other four.
+
+    A row that is alone is judged by its margins.
+    """
     fold = folds(len(margins))
-    given = np.zeros_like(truth)
+    given = margins >= 0
     for i in range(FOLDS):
-        given[fold == i] = margins[fold == i] >= fit_thresholds(margins[fold != i], truth[fold != i])
+        if (fold != i).any():
+            given[fold == i] = margins[fold == i] >= fit_thresholds(margins[fold != i], truth[fold != i])
     return given
 
 

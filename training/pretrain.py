@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model.batch import choose_layout
 from model.bundle import save_encoder
-from model.device import keep_freed_memory, trains_in_bf16
+from model.device import DTYPES, keep_freed_memory, training_precision
 from model.manifest import content_hash
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import MAX_TOKENS, start_from_text
@@ -69,21 +69,20 @@ class Run:
     start: str | None
 
     @property
-    def in_bf16(self) -> bool:
-        """Whether matrix products are in bf16."""
-        return trains_in_bf16(self.config.precision, self.device)
+    def precision(self) -> str:
+        """What matrix products are in."""
+        return training_precision(self.config.precision, self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def layout(self) -> Layout:
         """Without padding: where no kernel takes rows end to end, short ones share blocks."""
         if self.model.config.convolution:
             return "padded"
-        dtype = torch.bfloat16 if self.in_bf16 else torch.float32
-        chosen = choose_layout(self.device, dtype, self.model.config)
+        chosen = choose_layout(self.device, DTYPES[self.precision], self.model.config)
         return chosen if chosen == "varlen" else "packed"
 
     @property
@@ -246,7 +245,7 @@ def identity_of(run: Run) -> dict[str, Any]:
     """
     corpus = run.corpus
     return {
-        "config": dataclasses.asdict(run.config) | {"precision": "bf16" if run.in_bf16 else "fp32"},
+        "config": dataclasses.asdict(run.config) | {"precision": run.precision},
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "text": [corpus.train.sha256, corpus.held_out.sha256] if corpus.is_whole else None,
         "encoder": dataclasses.asdict(run.model.config) | {"start": run.start},

@@ -20,7 +20,7 @@ def run_line(run: Run) -> str:
     return (
         f"{corpus.texts:,} texts{unread}, {len(corpus.train.tokens) / 1e6:.2f} M tokens to train on, "
         f"{len(corpus.held_out.tokens) / 1e6:.2f} M held out; "
-        f"{parameters:.1f} M parameters, {run.device} in {'bf16' if run.in_bf16 else 'fp32'}"
+        f"{parameters:.1f} M parameters, {run.device} in {run.precision}"
     )
 
 

@@ -24,11 +24,9 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, 256  # rows
 SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
-MADE_TEXTS, MOST_COPIES = 40_000, 8  # in all, and of each row, that a small encoder reads beside its rows (guide.py)
-MOST_GUIDED, MOST_GUIDED_LABELS = (
-    100_000,
-    10,
-)  # with more rows the labels say enough, of more labels the line too little
+MADE_TEXTS, MOST_COPIES = 40_000, 8  # about so many, so many of each row, are read beside few rows (guide.py)
+MOST_GUIDED = 100_000  # rows; of more the labels say enough
+MOST_GUIDED_LABELS = 10  # of more the line says too little
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def run_line(run: Run) -> str:
     return (
         f"{len(run.train.examples):,} rows{made} to train on, {len(run.dev.examples):,} held out, "
         f"{len(run.labels)} labels; "
-        f"{parameters:.1f} M parameters, {run.device} in {'bf16' if run.in_bf16 else 'fp32'}"
+        f"{parameters:.1f} M parameters, {run.device} in {run.precision}"
     )
 
 

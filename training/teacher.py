@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from model.bundle import load_bundle
-from model.device import trains_in_bf16
+from model.device import training_precision
 from training.evaluate import check_problem, read
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def teacher_logits(teacher: Bundle, texts: Sequence[Text], labels: Sequence[str]
     teacher.classifier.to(device)
     with (
         tqdm(total=len(texts), desc="teacher", unit="row", leave=False, disable=None) as bar,
-        torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16("auto", device)),
+        torch.autocast(device.type, torch.bfloat16, enabled=training_precision("auto", device) == "bf16"),
     ):
         logits, _ = read(teacher, texts, bar.update)
     return logits[:, [teacher.labels.index(label) for label in labels]]

@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from model.batch import make_batch
-from model.device import keep_freed_memory, trains_in_bf16
+from model.device import keep_freed_memory, training_precision
 from model.forward import forward_rows
 from model.manifest import content_hash
 from model.scores import MULTI, Calibration, probabilities
@@ -101,13 +101,13 @@ class Run:
         return self.train.problem_type
 
     @property
-    def in_bf16(self) -> bool:
-        """Whether matrix products are in bf16."""
-        return trains_in_bf16(self.config.precision, self.device)
+    def precision(self) -> str:
+        """What matrix products are in."""
+        return training_precision(self.config.precision, self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def rows(self, dataset: Dataset) -> EncodedRows:
         """The texts as token ids."""
@@ -164,8 +164,6 @@ def train(
         health.refuse()
     keep_freed_memory()
     knows_more = load_teacher(teacher, parts["train"], labels) if teacher else None
-    if teacher:
-        config = replace(config, made_texts=config.made_texts or 0)
     run = replace(set_up(config, parts, init, device, labels), budget_s=budget_s)
     line = fit_line(parts["train"], parts["dev"], labels)
     run = taught(run, line, knows_more)
@@ -352,7 +350,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
         return [digest(part), hashlib.sha256(targets(dataset, run.labels).tobytes()).hexdigest()]
 
     return {
-        "config": run.settings | {"precision": "bf16" if run.in_bf16 else "fp32"},
+        "config": run.settings | {"precision": run.precision},
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "guide": None if run.guide is None else hashlib.sha256(run.guide.truth.tobytes()).hexdigest(),
         "labels": run.labels,
