@@ -151,6 +151,15 @@ def test_balanced_labels_count_alike() -> None:
     assert balanced_weights(indicator, 2).tolist() == [3.0, 40.0]
 
 
+def test_a_rare_label_that_is_hardly_likely_does_not_outweigh_the_others() -> None:
+    weights = torch.tensor([0.5, 50.0])
+    logits = torch.tensor([[3.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    told = torch.tensor([[0.99, 0.01], [0.99, 0.01]])
+    loss_of(logits, told, weights=weights, is_multi=False).backward()
+    assert logits.grad is not None
+    assert logits.grad[1, 0] < 0 < logits.grad[1, 1]  # towards the frequent label
+
+
 def test_layers_nearer_to_the_text_learn_more_slowly() -> None:
     names = ["encoder.embeddings.tokens.weight", "encoder.blocks.0.x", "encoder.blocks.3.x", "head.out.weight"]
     assert [layers_above(name, 4) for name in names] == [5, 4, 1, 0]

@@ -51,10 +51,18 @@ class Aim:
 def loss_of(
     logits: Tensor, truth: Tensor, smoothing: float = 0.0, weights: Tensor | None = None, *, is_multi: bool
 ) -> Tensor:
-    """Cross-entropy against class ids (B,) or probabilities (B, C), or a binary one per label; weights (C,)."""
+    """Cross-entropy against class ids (B,) or probabilities (B, C), or a binary one per label; weights (C,).
+
+    A row whose labels are probabilities weighs what they weigh on average: were each weighed by itself, a rare one that
+    is hardly likely would outweigh the others.
+    """
     if is_multi:
         return F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weights)
-    return F.cross_entropy(logits, truth, weights, label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, truth, label_smoothing=smoothing, reduction="none")
+    if weights is None:
+        return losses.mean()
+    of_rows = weights[truth] if truth.dim() == 1 else truth @ weights
+    return (losses * of_rows).sum() / of_rows.sum()
 
 
 def balanced_weights(truth: Tensor, num_labels: int) -> Tensor:
