@@ -27,7 +27,7 @@ RECIPE = Recipe(epochs=4, batch_rows=64, lr=5e-4, dropout=0.4, token_dropout=0.2
 
 
 def tried(config: TrainConfig, score: float | None, loss: float | None = None) -> Tried:
-    return Tried(searched(config), score, loss, 1, 2.0, "whole")
+    return Tried(searched(config), score, loss, None if loss is None else -loss, 1, 2.0, "whole")
 
 
 def test_a_search_tries_the_recipe_first_and_the_same_settings_for_the_same_seed() -> None:
@@ -46,10 +46,10 @@ def test_what_the_user_has_set_is_not_searched() -> None:
         assert (config.lr, config.dropout, config.layers, config.token_dropout) == (1e-3, 0.3, 2, 0.0)
 
 
-def test_of_equal_scores_the_lower_loss_is_better_and_what_has_none_is_last() -> None:
+def test_of_more_merit_is_better_and_what_has_none_is_last() -> None:
     best, second, third, failed = (
         replace(tried(TINY, score, loss), seconds=i)
-        for i, (score, loss) in enumerate([(0.9, 0.2), (0.9, 0.3), (0.8, 0.1), (None, None)])
+        for i, (score, loss) in enumerate([(0.9, 0.2), (0.91, 0.3), (0.8, 0.4), (None, None)])
     )
     assert ranked([failed, third, second, best]) == [best, second, third, failed]
     lines = search_table([failed, best]).splitlines()
@@ -88,9 +88,9 @@ def test_the_best_settings_found_are_those_of_the_bundle(write_jsonl: Callable[.
     assert json.loads(ran.stdout)["dev"]["n"] > 30
     assert "epochs run" in ran.stderr
     made_by = json.loads((tmp_path / "b" / "heed.json").read_text())["made_by"]
-    scores = [each["dev_score"] for each in made_by["search"]]
-    assert len(scores) == 5
-    assert scores == sorted(scores, reverse=True)
+    merits = [each["merit"] for each in made_by["search"]]
+    assert len(merits) == 5
+    assert merits == sorted(merits, reverse=True)
     assert {name: made_by["config"][name] for name in SEARCHED} == made_by["search"][0]["settings"]
     assert made_by["search"][0]["settings"]["epochs"] == 4
 

@@ -13,17 +13,20 @@ from samples import TINY, rows
 
 from model.bundle import load_bundle
 from model.forward import forward_rows
-from model.scores import MULTI
+from model.scores import MULTI, SINGLE
 from training import train as train_module
 from training.build import TrainConfig, build
-from training.data import DataError, read_dataset
+from training.checkpoint import DevFigures, Progress
+from training.data import DataError, Dataset, Example, read_dataset
 from training.evaluate import evaluate
 from training.optimizer import lr_scale
-from training.train import train
+from training.train import dev_figures, set_up, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 CPU = torch.device("cpu")
 
@@ -154,6 +157,31 @@ def test_before_it_has_learned_anything_a_model_says_how_frequent_each_label_is(
     assert np.exp(scores[0]) / np.exp(scores[0]).sum() == pytest.approx([0.25, 0.75], abs=0.02)
     classifier, tokenizer, _ = build(dataclasses.replace(TINY, class_weights="balanced"), ones, ["a", "b"], None)
     assert not classifier.head.out.bias.any()
+
+
+def test_an_epoch_that_is_right_about_one_text_more_and_less_likely_in_all_is_not_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However sure it is: it is judged as after calibration."""
+    data = Dataset("d", [Example(str(i), ("ab"[i % 2],)) for i in range(200)], SINGLE, [], "")
+    run = set_up(TINY, {"train": data, "dev": data}, None, CPU, ["a", "b"])
+    sides = np.resize([1.0, -1.0], 200)[:, None] * np.array([1.0, -1.0], dtype=np.float32)
+    wrong = np.arange(200) < 20
+
+    def figures_of(margin: NDArray[np.float64], sure: float) -> DevFigures:
+        logits = (sure * margin[:, None] * sides).astype(np.float32)
+        monkeypatch.setattr("training.train.forward_rows", lambda *_: logits)
+        return dev_figures(run, run.rows(data))
+
+    lucky = figures_of(np.where(wrong & (np.arange(200) > 0), -1.0, 1.0), sure=1.0)
+    better = figures_of(np.where(wrong, -0.1, 1.0), sure=30.0)
+    assert (lucky.score, better.score) == (0.905, 0.9)
+    at = Progress()
+    for dev in (lucky, better, lucky):
+        at.after_step(1.0, tokens=1)
+        at.after_epoch(dev, 1.0)
+    assert [row["is_best"] for row in at.history] == [True, True, False]
+    assert (at.best, at.best_epoch) == (better, 1)
 
 
 def test_rows_out_of_scope_are_no_class_and_are_counted_where_the_model_abstains(

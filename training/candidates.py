@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate's settings, and how far it came: the best dev score of its epochs, None where it ended in none."""
+    """A candidate's settings, and how far it came: the figures of its best epoch, None where it ended in none."""
 
     settings: dict[str, Any]
     dev_score: float | None
-    dev_loss: float | None  # in that epoch
+    dev_loss: float | None
+    merit: float | None  # of two candidates the one of more is better (training/train.py, dev_figures)
     epochs: int  # that were run
     seconds: float
     end: str  # whole, stopped or failed
@@ -46,7 +48,7 @@ def candidates(config: TrainConfig, recipe: Recipe, count: int, *, has_mask: boo
     if not has_mask:
         asked["token_dropout"] = 0.0
     first = replace(config, **asdict(recipe))
-    drawn = [replace(config, **(_draw(recipe, rng) | asked)) for _ in range(count - 1)]
+    drawn = [replace(first, **(_draw(recipe, rng) | asked)) for _ in range(count - 1)]
     return [first, *drawn]
 
 
@@ -70,8 +72,8 @@ def searched(config: TrainConfig) -> dict[str, Any]:
 
 
 def ranked(tried: Sequence[Tried]) -> list[Tried]:
-    """The best first: by dev score, then by dev loss; last what has none."""
-    return sorted(tried, key=lambda t: (t.dev_score is None, -(t.dev_score or 0.0), t.dev_loss or 0.0))
+    """The best first; last what came to the end of no epoch."""
+    return sorted(tried, key=lambda t: math.inf if t.merit is None else -t.merit)
 
 
 def search_table(tried: Sequence[Tried]) -> str:

@@ -7,10 +7,9 @@ far, AdamW's moments, the random state, and where in which epoch the run stood.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,14 @@ if TYPE_CHECKING:
 CURVE_POINTS = 40  # of an epoch's loss, for a plot
 
 
+class DevFigures(NamedTuple):
+    """How good an epoch was on dev; of two epochs the one of more merit is better."""
+
+    score: float
+    loss: float
+    merit: float
+
+
 @dataclass
 class Progress:
     """Where a run stands; plain data."""
@@ -34,8 +41,7 @@ class Progress:
     loss_sum: float = 0.0  # over this epoch's batches
     tokens: int = 0  # of this epoch
     seconds: float = 0.0  # of the whole run, interruptions left out
-    best_score: float = -1.0
-    best_loss: float = math.inf  # of that epoch
+    best: DevFigures | None = None
     best_epoch: int = -1
     losses: list[float] = field(default_factory=list)  # of this epoch's batches
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
@@ -48,17 +54,18 @@ class Progress:
         self.losses.append(loss)
         self.tokens += tokens
 
-    def after_epoch(self, dev_score: float, dev_loss: float, seconds: float) -> bool:
-        """Close an epoch: its row of figures, and the next one's start. True if it is the best, of equals by loss."""
-        is_best = (dev_score, -dev_loss) > (self.best_score, -self.best_loss)
+    def after_epoch(self, dev: DevFigures, seconds: float) -> bool:
+        """Close an epoch: its row of figures, and the next one's start. True if it is the best so far."""
+        is_best = self.best is None or dev.merit > self.best.merit
         if is_best:
-            self.best_score, self.best_loss, self.best_epoch = dev_score, dev_loss, self.epoch
+            self.best, self.best_epoch = dev, self.epoch
         self.history.append(
             {
                 "epoch": self.epoch + 1,
                 "loss": self.loss_sum / self.batch,
-                "dev_loss": dev_loss,
-                "dev_score": dev_score,
+                "dev_loss": dev.loss,
+                "dev_score": dev.score,
+                "is_best": is_best,  # of the epochs so far
                 "tokens": self.tokens,
                 "seconds": seconds,
                 "losses": means(self.losses, CURVE_POINTS),
@@ -118,7 +125,10 @@ def load_checkpoint(
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"rng.cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{i}"], i)
-    return Progress(**state["progress"]), best
+    progress = Progress(**state["progress"])
+    if progress.best is not None:
+        progress.best = DevFigures(*progress.best)
+    return progress, best
 
 
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

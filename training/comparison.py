@@ -113,14 +113,13 @@ def facts(
     compared: Mapping[str, Comparison],
 ) -> Facts:
     """Those of a run that is over; `answers` are what its encoder says of held-out data."""
-    scores, losses = ([epoch[name] for epoch in history] for name in ("dev_score", "dev_loss"))
     return Facts(
         rows=len(run.train.examples),
         labels=len(run.labels),
         from_scratch=run.start is None,
         epochs=len(history),
-        best_epoch=max(range(len(scores)), key=lambda i: (scores[i], -losses[i])) + 1,
-        is_learning=losses[-1] == min(losses) or scores[-1] == max(scores),
+        best_epoch=max(i for i, epoch in enumerate(history, 1) if epoch["is_best"]),
+        is_learning=bool(history[-1]["is_best"]),
         max_tokens=run.max_tokens,
         cut=float(np.mean(np.array(answers["dev"].tokens) > run.max_tokens)),
         verdicts=[(c.verdict, len(answers[name].tokens)) for name, c in compared.items()],

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from model.device import keep_freed_memory
 from model.encoder import Classifier
 from training.candidates import Tried, candidates, ranked, search_table, searched
+from training.checkpoint import DevFigures
 from training.cluster import cause, connect, nodes, share_cluster
 from training.recipe import Recipe
 from training.train import fit
@@ -80,7 +81,7 @@ class Search:
                 ray.tune.with_resources(ray.tune.with_parameters(trial, run=run, drawn=drawn), needs),
                 param_space={"trial": ray.tune.grid_search(list(range(len(drawn))))},
                 tune_config=ray.tune.TuneConfig(
-                    metric="dev_score",
+                    metric="merit",
                     mode="max",
                     scheduler=ASHAScheduler("share", max_t=WHOLE, grace_period=FIRST_LOOK, reduction_factor=KEPT),
                     time_budget_s=None if math.isinf(self.budget_s) else self.budget_s,
@@ -134,12 +135,12 @@ class Reported(Watch):
 
     def epoch(self, at: Progress) -> None:
         """An epoch was closed."""
-        epochs = self._run.recipe.epochs
+        epochs, best = self._run.recipe.epochs, at.best
+        assert best is not None
         ray.tune.report(
             {
                 "share": WHOLE * at.epoch // epochs,
-                "dev_score": at.best_score,
-                "dev_loss": at.best_loss,
+                **best._asdict(),
                 "epochs": at.epoch,
                 "trial_s": at.seconds,
                 "is_whole": at.epoch == epochs or at.epoch - at.best_epoch > self._run.config.patience,
@@ -151,5 +152,5 @@ def outcome(config: TrainConfig, result: ray.tune.Result) -> Tried:
     """What became of a trial."""
     metrics = result.metrics or {}
     end = "failed" if result.error else "whole" if metrics.get("is_whole") else "stopped"
-    figures = metrics.get("dev_score"), metrics.get("dev_loss"), metrics.get("epochs", 0), metrics.get("trial_s", 0.0)
-    return Tried(searched(config), *figures, end)
+    score, loss, merit = (metrics.get(name) for name in DevFigures._fields)
+    return Tried(searched(config), score, loss, merit, metrics.get("epochs", 0), metrics.get("trial_s", 0.0), end)

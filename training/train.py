@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -22,11 +23,11 @@ from model.batch import make_batch
 from model.device import keep_freed_memory, training_precision
 from model.forward import forward_rows
 from model.manifest import content_hash
-from model.scores import MULTI, Calibration, probabilities
+from model.scores import MULTI, probabilities
 from training.augment import edit_rows, mask_tokens
 from training.build import build, recipe_of
-from training.calibrate import calibrate
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.calibrate import MIN_CALIBRATION_ROWS, calibrate, fit_temperature
+from training.checkpoint import DevFigures, Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
 from training.data import DataError, epoch_batches, set_aside, split, targets
 from training.evaluate import check_problem, score
@@ -325,8 +326,8 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
                 save_checkpoint(checkpoint, model, best, optimizer, at, identity)
                 saved_at = time.monotonic()
 
-        dev_score, dev_loss = group.agree(*(dev_figures(run, dev_rows) if group.is_first else (0.0, 0.0)))
-        if at.after_epoch(dev_score, dev_loss, time.monotonic() - epoch_start):
+        dev = DevFigures(*group.agree(*(dev_figures(run, dev_rows) if group.is_first else (0.0, 0.0, 0.0))))
+        if at.after_epoch(dev, time.monotonic() - epoch_start):
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         epoch_start = time.monotonic()
         watch.epoch(at)
@@ -353,6 +354,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
         "config": run.settings | {"precision": run.precision},
         "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
         "guide": None if run.guide is None else hashlib.sha256(run.guide.truth.tobytes()).hexdigest(),
+        "progress": [field.name for field in dataclasses.fields(Progress)],
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
         "training data": both(rows, run.train),
@@ -362,13 +364,21 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
     }
 
 
-def dev_figures(run: Run, rows: Sequence[Row]) -> tuple[float, float]:
-    """What chooses the best epoch (accuracy; macro-F1 at fitted thresholds where multi-label), and the loss, on dev."""
+def dev_figures(run: Run, rows: Sequence[Row]) -> DevFigures:
+    """Accuracy and loss on dev, of which the loss chooses the best epoch; macro-F1 does where multi-label.
+
+    Both are as after calibration. Of two epochs the more accurate one is often so by chance, and the loss tells better
+    which will be right more often on other texts (benchmarks/RESULTS.md, "How good it gets").
+    """
     with run.autocast():
         logits = forward_rows(run.classifier, rows)
     truth = targets(run.dev, run.labels)
-    is_multi = run.problem_type == MULTI
-    fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms) if is_multi else Calibration()
-    figures = score(probabilities(logits, run.problem_type, fitted), truth, run.labels, fitted)
-    chosen = figures.macro_f1 if is_multi else figures.accuracy
-    return chosen.value, loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=is_multi).item()
+    if run.problem_type == MULTI:
+        fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms)
+        figures = score(probabilities(logits, MULTI, fitted), truth, run.labels, fitted)
+        loss = loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=True).item()
+        return DevFigures(figures.macro_f1.value, loss, merit=figures.macro_f1.value)
+    if len(truth) >= MIN_CALIBRATION_ROWS:
+        logits = logits / np.float32(fit_temperature(logits, truth))
+    loss = loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=False).item()
+    return DevFigures(float((logits.argmax(axis=1) == truth).mean()), loss, merit=-loss)
