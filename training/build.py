@@ -78,7 +78,7 @@ class TrainConfig:
     dropout: float | None = None
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
-    patience: int = 5  # epochs without a better dev score before stopping: as the rate falls, the last are the best
+    patience: int = 5  # epochs without a better one on dev before stopping: as the rate falls, the last are the best
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # as stored in the bundle
     coverage: float = 0.9  # share of texts whose label set holds the true label

@@ -49,7 +49,7 @@ class Search:
     budget_s: float
 
     def __call__(self, run: Run) -> tuple[TrainConfig, list[Tried]]:
-        """The best settings by the dev score, and all that were tried, the best first.
+        """The best settings on dev, and all that were tried, the best first.
 
         The same for the same seed, but for which trials are stopped: that depends on which come first.
         Raises ValueError where none ended an epoch.
