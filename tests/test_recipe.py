@@ -65,6 +65,9 @@ def test_a_small_encoder_learns_faster_and_is_guided_by_the_linear_line_the_more
     small, large = recipe(encoder=SMALL), recipe(encoder=LIKE_MINILM)
     assert small.lr > large.lr
     assert [recipe(rows=n).made_texts for n in (500, 10_000, 80_000, 200_000)] == [8, 4, 1, 0]
+    alone = recipe(TrainConfig(made_texts=0), rows=5_000 * (1 + recipe(rows=5_000).made_texts))
+    assert alone.epochs < recipe(rows=5_000).epochs < recipe(TrainConfig(made_texts=0), rows=5_000).epochs
+    assert alone.batch_rows == recipe(rows=5_000).batch_rows
     assert large.made_texts == 0
     assert recipe(labels=77).made_texts == 0
     assert recipe(TrainConfig(class_weights="balanced")).made_texts == 0

@@ -51,18 +51,19 @@ def choose_recipe(
     root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
     batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
-    up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows above; where it has none,
-    four numbers of ten and a word of five are hidden from it.
+    up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows for the batch, and by their
+    square root for the epochs: it does not learn them by heart. Where it has none, four numbers of ten and a word of five
+    are hidden from it.
     """
     made_texts = choose_made_texts(config, encoder, rows, labels)
     dropout = choose_dropout(config, encoder, rows, labels)
-    rows *= 1 + made_texts
+    texts, to_learn = rows * (1 + made_texts), rows * math.sqrt(1 + made_texts)
     variety = 1 + math.log10(max(labels, 2) / 2) / 2
     length = (SHORT_TEXT / max(tokens, SHORT_TEXT)) ** 0.25
     small = is_small(encoder)
-    readings = 2 * (100_000 / rows) ** (1 / 2) if small else 3 * (20_000 / rows) ** (1 / 3)
+    readings = 2 * (100_000 / to_learn) ** (1 / 2) if small else 3 * (20_000 / to_learn) ** (1 / 3)
     epochs = math.ceil(readings * variety * length)
-    batch = 2 ** round(math.log2(max(1.0, math.sqrt(rows) / 4)))
+    batch = 2 ** round(math.log2(max(1.0, math.sqrt(texts) / 4)))
     batch_rows = config.batch_rows or min(LARGEST_BATCH, max(SMALLEST_BATCH, batch))
     hidden = SMALL_TOKEN_DROPOUT if small and has_mask and not made_texts else 0.0
     return Recipe(
