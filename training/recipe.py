@@ -51,9 +51,9 @@ def choose_recipe(
     root; 1 to 20. Batch: a quarter of the square root of the rows, as a power of two, 32 to 256. Rate: for 32 rows a
     batch 1e-4, for a small encoder 5e-4, by the square root of the batch beyond (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
-    up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows for the batch, and by their
-    square root for the epochs: it does not learn them by heart. Where it has none, four numbers of ten and a word of five
-    are hidden from it.
+    up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows for the batch and by the
+    square root for the epochs, as it does not learn them by heart; where it has none, four numbers of ten and a word of
+    five are hidden from it.
     """
     made_texts = choose_made_texts(config, encoder, rows, labels)
     dropout = choose_dropout(config, encoder, rows, labels)
