@@ -24,7 +24,7 @@ CURVE_POINTS = 40  # of an epoch's loss, for a plot
 
 
 class DevFigures(NamedTuple):
-    """How good an epoch was on dev; of two epochs the one of more merit is better."""
+    """How good an epoch was on dev; of two epochs the one of more merit is better, of equals that of less loss."""
 
     score: float
     loss: float
@@ -56,7 +56,7 @@ class Progress:
 
     def after_epoch(self, dev: DevFigures, seconds: float) -> bool:
         """Close an epoch: its row of figures, and the next one's start. True if it is the best so far."""
-        is_best = self.best is None or dev.merit > self.best.merit
+        is_best = self.best is None or (dev.merit, -dev.loss) > (self.best.merit, -self.best.loss)
         if is_best:
             self.best, self.best_epoch = dev, self.epoch
         self.history.append(

@@ -1,7 +1,7 @@
 """Several scorers heard as one: their logits added up, each weighed by how much dev shows that it is to be believed.
 
 The logarithmic opinion pool (Genest and Zidek 1986, https://doi.org/10.1214/ss/1177013825, section 3). Of one scorer it
-is temperature scaling. Letters: S scorers, N texts, C labels. Called by training/guide.py.
+is temperature scaling. Letters: S scorers, N texts, C labels. Called by training/guide.py and train.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGEST = 20.0  # weight, where so few rows of dev are all right that any would 
 def pool(logits: Sequence[Array], of_dev: Sequence[Array], truth: Array, problem: ProblemType) -> Array:
     """Logits (N, C) of all scorers together, from those of each, and each one's of dev with its truth, 0 or 1 (N, C).
 
-    A scorer that only repeats the others gets no weight. Independent labels share one offset.
+    A scorer that dev contradicts gets no weight. Independent labels share one offset.
     """
     *weights, offset = fit_weights(of_dev, truth, problem)
     both = sum(weight * z for weight, z in zip(weights, logits, strict=True)) + offset

@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -23,10 +22,10 @@ from model.batch import make_batch
 from model.device import keep_freed_memory, training_precision
 from model.forward import forward_rows
 from model.manifest import content_hash
-from model.scores import MULTI, probabilities
+from model.scores import MULTI, SINGLE, probabilities
 from training.augment import edit_rows, mask_tokens
 from training.build import build, recipe_of
-from training.calibrate import MIN_CALIBRATION_ROWS, calibrate, fit_temperature
+from training.calibrate import calibrate
 from training.checkpoint import DevFigures, Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
 from training.data import DataError, epoch_batches, set_aside, split, targets
@@ -34,11 +33,12 @@ from training.evaluate import check_problem, score
 from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.group import ALONE
-from training.guide import taught
+from training.guide import indicator, taught
 from training.health import check
 from training.linear import fit_line
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
+from training.pool import fit_weights
 from training.report import run_line
 from training.rows import EncodedRows, digest
 from training.teacher import load_teacher
@@ -367,8 +367,10 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
 def dev_figures(run: Run, rows: Sequence[Row]) -> DevFigures:
     """Accuracy and loss on dev, of which the loss chooses the best epoch; macro-F1 does where multi-label.
 
-    Both are as after calibration. Of two epochs the more accurate one is often so by chance, and the loss tells better
-    which will be right more often on other texts (benchmarks/RESULTS.md, "How good it gets").
+    Of two epochs the more accurate one is often so by chance; the loss tells better which will be right more often on
+    other texts (benchmarks/RESULTS.md, "How good it gets"). It is that at the best temperature over 1: what has learned
+    its rows by heart is too sure, which calibration mends. Under 1, an epoch that is right about a small dev set would
+    have no loss, whatever it knows.
     """
     with run.autocast():
         logits = forward_rows(run.classifier, rows)
@@ -378,7 +380,6 @@ def dev_figures(run: Run, rows: Sequence[Row]) -> DevFigures:
         figures = score(probabilities(logits, MULTI, fitted), truth, run.labels, fitted)
         loss = loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=True).item()
         return DevFigures(figures.macro_f1.value, loss, merit=figures.macro_f1.value)
-    if len(truth) >= MIN_CALIBRATION_ROWS:
-        logits = logits / np.float32(fit_temperature(logits, truth))
-    loss = loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=False).item()
+    weight, _ = fit_weights([logits], indicator(run.dev, run.labels), SINGLE)
+    loss = loss_of(torch.from_numpy(logits) * min(1.0, weight), torch.from_numpy(truth), is_multi=False).item()
     return DevFigures(float((logits.argmax(axis=1) == truth).mean()), loss, merit=-loss)
