@@ -14,7 +14,7 @@ from samples import BAD, GOOD, rows, sentence
 
 from model.scores import MULTI, SINGLE, Calibration
 from training import linear
-from training.comparison import Facts, compare, conclusion, reasons
+from training.comparison import Facts, compare, conclusion, is_learning, reasons
 from training.data import Dataset, Example, targets
 from training.evaluate import score
 from training.linear import (
@@ -170,7 +170,20 @@ def test_an_encoder_that_does_not_win_is_told_what_to_try() -> None:
     plain = dataclasses.replace(LOST, rows=5000, from_scratch=False, best_epoch=1, is_learning=False, cut=0.0)
     [why] = reasons(dataclasses.replace(plain, verdicts=[("below", 300)]))
     assert "best after epoch 1 of 3" in why
+    [why] = reasons(dataclasses.replace(plain, verdicts=[("below", 300)], best_epoch=3))
+    assert "a larger encoder" in why
     assert reasons(dataclasses.replace(LOST, verdicts=[("above", 300)])) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "expected"),
+    [([0.9, 0.5], 1, True), ([0.5, 0.499], 1, False), ([0.5, 0.6], 0, False), ([0.7], 0, True)],
+)
+def test_an_encoder_is_still_learning_if_its_last_epoch_gave_much(
+    losses: list[float], best: int, expected: bool
+) -> None:
+    history = [{"dev_loss": loss, "is_best": i <= best} for i, loss in enumerate(losses)]
+    assert is_learning(history) is expected
 
 
 def test_a_bundle_keeps_the_linear_line_it_was_compared_with(bundle_folder: Path) -> None:

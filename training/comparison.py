@@ -5,6 +5,7 @@ Pure functions over answers, called by training/finish.py. N examples, C labels,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ Verdict = Literal["above", "below", "neither"]
 FEW_OF_LABEL = 100  # training rows of a label; an encoder from scratch learns little from fewer
 FEW_HELD_OUT = 1000  # rows; with fewer, a difference of one or two points is not seen
 MUCH_CUT = 0.1  # of the texts longer than the encoder reads
+MUCH_LEARNED = 0.02  # of the loss on dev, in one epoch; as the rate falls, the last is nearly always a little better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Facts:
     from_scratch: bool
     epochs: int
     best_epoch: int  # counted from 1
-    is_learning: bool  # dev got better to the end
+    is_learning: bool  # dev got clearly better to the end
     max_tokens: int
     cut: float  # share of held-out texts longer than max_tokens
     verdicts: Sequence[tuple[Verdict, int]]  # with the rows of the data set
@@ -108,7 +110,7 @@ def _by_macro_f1(
 
 def facts(
     run: Run,
-    history: Sequence[dict[str, float]],
+    history: Sequence[Mapping[str, float]],
     answers: Mapping[str, Answers],
     compared: Mapping[str, Comparison],
 ) -> Facts:
@@ -119,11 +121,17 @@ def facts(
         from_scratch=run.start is None,
         epochs=len(history),
         best_epoch=max(i for i, epoch in enumerate(history, 1) if epoch["is_best"]),
-        is_learning=bool(history[-1]["is_best"]),
+        is_learning=is_learning(history),
         max_tokens=run.max_tokens,
         cut=float(np.mean(np.array(answers["dev"].tokens) > run.max_tokens)),
         verdicts=[(c.verdict, len(answers[name].tokens)) for name, c in compared.items()],
     )
+
+
+def is_learning(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the last epoch is the best and gave much: so may the next one."""
+    before = [epoch["dev_loss"] for epoch in history[:-1]] or [math.inf]
+    return bool(history[-1]["is_best"]) and history[-1]["dev_loss"] < (1 - MUCH_LEARNED) * min(before)
 
 
 def reasons(facts: Facts) -> list[str]:
@@ -140,7 +148,7 @@ def reasons(facts: Facts) -> list[str]:
         found.append(f"{facts.rows:,} rows are few for {facts.labels} labels: label more, most for the weakest labels")
     if facts.is_learning:
         found.append(f"it was still learning when it ended: --set epochs={2 * facts.epochs}, or a longer --budget")
-    else:
+    elif facts.best_epoch < facts.epochs:
         found.append(
             f"it was best after epoch {facts.best_epoch} of {facts.epochs} and then learned its rows by heart: "
             "a lower --set lr=, a higher --set dropout=, or more rows"
@@ -153,7 +161,9 @@ def reasons(facts: Facts) -> list[str]:
     few = [rows for verdict, rows in facts.verdicts if verdict == "neither" and rows < FEW_HELD_OUT]
     if few:
         found.append(f"{min(few):,} held-out rows do not show a small difference: hold out more, --dev and --test")
-    return found
+    return found or [
+        "words alone tell these labels apart: serve what is cheaper, or start from a larger encoder, --init"
+    ]
 
 
 HEADER = ("data", "figure", "encoder", "linear line", "difference (95%)", "the encoder is")
