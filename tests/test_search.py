@@ -54,7 +54,7 @@ def test_of_more_merit_is_better_and_what_has_none_is_last() -> None:
     assert ranked([failed, third, second, best]) == [best, second, third, failed]
     lines = search_table([failed, best]).splitlines()
     assert lines[0].split()[-3:] == ["run", "seconds", "end"]
-    assert lines[1].split()[-4:] == ["0.9000", "1", "0", "whole"]
+    assert lines[1].split()[-5:] == ["0.2000", "0.9000", "1", "0", "whole"]
     assert "--set lr=0.003 --set epochs=5 --set batch_rows=32" in lines[-1]
 
 

@@ -81,7 +81,7 @@ def search_table(tried: Sequence[Tried]) -> str:
     rows = [
         [
             *(f"{t.settings[name]:.3g}" for name in SEARCHED),
-            "" if t.dev_score is None else f"{t.dev_score:.4f}",
+            *("" if figure is None else f"{figure:.4f}" for figure in (t.dev_loss, t.dev_score)),
             str(t.epochs),
             f"{t.seconds:.0f}",
             t.end,
@@ -90,6 +90,6 @@ def search_table(tried: Sequence[Tried]) -> str:
     ]
     best = " ".join(f"--set {name}={ranked(tried)[0].settings[name]:g}" for name in SEARCHED)
     return (
-        f"{table([*SEARCHED, 'dev score', 'epochs run', 'seconds', 'end'], rows)}\n"
+        f"{table([*SEARCHED, 'dev loss', 'dev score', 'epochs run', 'seconds', 'end'], rows)}\n"
         f"The best dev score of {len(tried)} flatters; --test has a figure that does not. The best: {best}"
     )
