@@ -69,6 +69,7 @@ class TrainConfig:
     layer_decay: float = 1.0  # the rate of each layer, as a share of that of the layer above it
     token_dropout: float | None = None  # share of the tokens that are masked in training
     edits: float = 0.0  # share of the tokens that are left out or change places in training
+    augment: bool = False  # train without such edits and masks, then with them, and keep what is better on dev
     r_drop: float = 0.0  # weight of what two readings of a row, under dropout each, differ by; 0: one reading
     made_texts: int | None = None  # of each row, read beside it, labelled by the linear line and the teacher
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones

@@ -65,6 +65,7 @@ class Progress:
                 "loss": self.loss_sum / self.batch,
                 "dev_loss": dev.loss,
                 "dev_score": dev.score,
+                "merit": dev.merit,
                 "is_best": is_best,  # of the epochs so far
                 "tokens": self.tokens,
                 "seconds": seconds,

@@ -24,6 +24,7 @@ from model.forward import forward_rows
 from model.manifest import content_hash
 from model.scores import MULTI, SINGLE, probabilities
 from training.augment import edit_rows, mask_tokens
+from training.backoff import best_of, without_and_with
 from training.build import build, recipe_of
 from training.calibrate import calibrate
 from training.checkpoint import DevFigures, Progress, load_checkpoint, save_checkpoint
@@ -175,11 +176,12 @@ def train(
         found = set_up(best, parts, init, device, labels)
         run = replace(found, teacher=run.teacher, guide=run.guide, budget_s=budget_s)
     print(run_line(run), file=sys.stderr)
-    checkpoint = out.with_name(out.name + ".checkpoint")
+    checkpoints = [out.with_name(f"{out.name}{kind}.checkpoint") for kind in ("", ".augmented")]
     log = log or Log()
     log.open(run.settings)
     started = time.monotonic()
-    history, cost = (loop or fit)(run, checkpoint, resume=resume, watch=Both(Screen(on_step), log))
+    watch = Both(Screen(on_step), log)
+    run, (history, cost) = best_of(without_and_with(run), loop or fit, checkpoints, resume=resume, watch=watch)
     seconds = round(time.monotonic() - started)
     made_by = origin(run, parts, init, teacher, command) | {
         "search": [dataclasses.asdict(each) for each in tried],
@@ -189,7 +191,8 @@ def train(
     held_out = {name: part for name, part in parts.items() if name != "train"}
     result = finish(run, line, held_out, out, history, made_by, {"report/data.json": health.to_json()})
     log.end(result[0])
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return result
 
 
