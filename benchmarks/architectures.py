@@ -39,7 +39,8 @@ from training.commands import read_config, seconds_of
 from training.data import Dataset, read_dataset, split, targets
 from training.evaluate import score
 from training.recipe import MOST_EPOCHS
-from training.train import Run, fit
+from training.run import Run
+from training.train import fit
 from training.watch import Watch
 
 if TYPE_CHECKING:

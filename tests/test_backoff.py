@@ -12,14 +12,16 @@ from samples import TINY, rows
 from training import train as train_module
 from training.backoff import best_of, without_and_with
 from training.data import read_dataset
-from training.train import parts_of, set_up, train
+from training.run import parts_of, set_up
+from training.train import train
 from training.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from training.train import Outcome, Run
+    from training.run import Run
+    from training.train import Outcome
 
 CPU = torch.device("cpu")
 AUGMENT = dataclasses.replace(TINY, augment=True)
@@ -65,7 +67,7 @@ def test_the_better_one_on_dev_is_kept_with_its_weights_and_of_equals_that_witho
         starts.append(bias.tolist())
         with torch.no_grad():
             bias.fill_(i)
-        return [{"is_best": True, "merit": merits[i], "dev_loss": 0.5, "dev_score": merits[i]}], {}
+        return [{"best_so_far": True, "merit": merits[i], "dev_loss": 0.5, "dev_score": merits[i]}], {}
 
     checkpoints = [tmp_path / "a", tmp_path / "b"]
     best, _ = best_of(runs, loop, checkpoints, resume=False, watch=Watch())

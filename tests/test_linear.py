@@ -176,14 +176,11 @@ def test_an_encoder_that_does_not_win_is_told_what_to_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "best", "expected"),
-    [([0.9, 0.5], 1, True), ([0.5, 0.499], 1, False), ([0.5, 0.6], 0, False), ([0.7], 0, True)],
+    ("merits", "expected"),
+    [([-0.9, -0.5], True), ([-0.5, -0.499], False), ([-0.5, -0.6], False), ([-0.7], True), ([-0.1, 0.0], True)],
 )
-def test_an_encoder_is_still_learning_if_its_last_epoch_gave_much(
-    losses: list[float], best: int, expected: bool
-) -> None:
-    history = [{"dev_loss": loss, "is_best": i <= best} for i, loss in enumerate(losses)]
-    assert is_learning(history) is expected
+def test_an_encoder_is_still_learning_if_its_last_epoch_gave_much(merits: list[float], expected: bool) -> None:
+    assert is_learning([{"merit": merit} for merit in merits]) is expected
 
 
 def test_a_bundle_keeps_the_linear_line_it_was_compared_with(bundle_folder: Path) -> None:

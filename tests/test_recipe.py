@@ -163,6 +163,14 @@ def test_a_rare_label_that_is_hardly_likely_does_not_outweigh_the_others() -> No
     assert logits.grad[1, 0] < 0 < logits.grad[1, 1]  # towards the frequent label
 
 
+def test_a_row_weighs_what_its_labels_weigh_by_how_likely_they_are() -> None:
+    told, weights = torch.tensor([[0.8, 0.2], [0.1, 0.9]]), torch.tensor([0.5, 2.0])
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    first, second = (loss_of(logits[i : i + 1], told[i : i + 1], is_multi=False) for i in (0, 1))
+    both = loss_of(logits, told, weights=weights, is_multi=False)
+    assert both == pytest.approx((0.8 * first + 1.85 * second) / (0.8 + 1.85))
+
+
 def test_layers_nearer_to_the_text_learn_more_slowly() -> None:
     names = ["encoder.embeddings.tokens.weight", "encoder.blocks.0.x", "encoder.blocks.3.x", "head.out.weight"]
     assert [layers_above(name, 4) for name in names] == [5, 4, 1, 0]

@@ -52,9 +52,11 @@ def test_of_more_merit_is_better_and_what_has_none_is_last() -> None:
         for i, (score, loss) in enumerate([(0.9, 0.2), (0.91, 0.3), (0.8, 0.4), (None, None)])
     )
     assert ranked([failed, third, second, best]) == [best, second, third, failed]
+    surer = replace(best, dev_loss=0.3)
+    assert ranked([surer, best]) == [best, surer]
     lines = search_table([failed, best]).splitlines()
     assert lines[0].split()[-3:] == ["run", "seconds", "end"]
-    assert lines[1].split()[-5:] == ["0.2000", "0.9000", "1", "0", "whole"]
+    assert lines[1].split()[-5:] == ["-0.2000", "0.9000", "1", "0", "whole"]
     assert "--set lr=0.003 --set epochs=5 --set batch_rows=32" in lines[-1]
 
 

@@ -13,14 +13,16 @@ from samples import TINY, rows
 
 from model.bundle import load_bundle
 from model.forward import forward_rows
-from model.scores import MULTI, SINGLE
+from model.scores import MULTI, SINGLE, probabilities
 from training import train as train_module
 from training.build import TrainConfig, build
-from training.checkpoint import DevFigures, Progress
+from training.calibrate import calibrate
+from training.checkpoint import DevFigures, Progress, has_checkpoint
 from training.data import DataError, Dataset, Example, read_dataset
-from training.evaluate import evaluate
+from training.evaluate import evaluate, score
 from training.optimizer import lr_scale
-from training.train import dev_figures, set_up, train
+from training.run import set_up
+from training.train import dev_figures, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +71,31 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
     resumed, _ = train(config, data, None, None, tmp_path / "cut", device=CPU, resume=True)
     assert resumed.version == whole.version
     assert resumed.metrics == whole.metrics
+
+
+def test_a_run_stopped_while_it_writes_its_checkpoint_and_again_in_the_next_one_still_has_it(
+    write_jsonl: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "CHECKPOINT_EVERY_S", 0.0)
+    data = read_dataset(write_jsonl(rows(300)))
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Interrupted
+
+    def full_disk(*_: object) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(TINY, data, None, None, tmp_path / "b", device=CPU, on_step=stop)
+    folder = tmp_path / "b.checkpoint"
+    folder.rename(tmp_path / "b.checkpoint.old")  # as between the two renames
+    monkeypatch.setattr("training.checkpoint.save_file", full_disk)
+    with pytest.raises(Interrupted):
+        train(TINY, data, None, None, tmp_path / "b", device=CPU, resume=True)
+    assert has_checkpoint(folder)
+    with pytest.raises(ValueError, match="no epoch came to its end, give more --budget than the seconds: 0.001"):
+        train(TINY, data, None, None, tmp_path / "b", device=CPU, resume=True, budget_s=0.001)
 
 
 def test_resuming_with_other_settings_is_refused(
@@ -180,8 +207,39 @@ def test_an_epoch_that_is_right_about_one_text_more_and_less_likely_in_all_is_no
     for dev in (lucky, better, lucky):
         at.after_step(1.0, tokens=1)
         at.after_epoch(dev, 1.0)
-    assert [row["is_best"] for row in at.history] == [True, True, False]
+    assert [row["best_so_far"] for row in at.history] == [True, True, False]
     assert (at.best, at.best_epoch) == (better, 1)
+
+    all_right, further = (figures_of(np.full(200, margin), sure=1.0) for margin in (1.0, 2.0))
+    assert 0 > further.merit > all_right.merit  # not 0, which any that is right would have at its best temperature
+    assert better.loss > 5 * -better.merit  # as it is, too sure
+
+
+def test_macro_f1_of_an_epoch_is_that_of_thresholds_that_have_not_seen_its_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of scores that say nothing, thresholds fitted on the same texts find something all the same."""
+    rng = np.random.default_rng(0)
+    labels = [f"l{i}" for i in range(20)]
+    given = rng.random((300, 20)) < 0.05
+    examples = [Example(str(i), tuple(np.array(labels)[row])) for i, row in enumerate(given)]
+    data = Dataset("d", examples, MULTI, [], "")
+    run = set_up(TINY, {"train": data, "dev": data}, None, CPU, labels)
+    logits = rng.normal(size=given.shape).astype(np.float32)
+    monkeypatch.setattr("training.train.forward_rows", lambda *_: logits)
+    calibration = calibrate(logits, given.astype(np.float32), 0.9, 0.05)
+    flattered = score(probabilities(logits, MULTI, calibration), given.astype(np.float32), labels, calibration)
+    figures = dev_figures(run, run.rows(data))
+    assert figures.score < 0.95 * flattered.macro_f1.value
+    assert figures.merit == figures.score - 1
+
+
+def test_of_epochs_of_equal_merit_that_of_less_loss_is_the_best() -> None:
+    at = Progress()
+    for loss in (0.5, 0.4, 0.6):
+        at.after_step(1.0, tokens=1)
+        at.after_epoch(DevFigures(0.8, loss, merit=-0.2), 1.0)
+    assert at.best_epoch == 1
 
 
 def test_rows_out_of_scope_are_no_class_and_are_counted_where_the_model_abstains(

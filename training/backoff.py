@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from training.checkpoint import Progress
-    from training.train import Loop, Outcome, Run
+    from training.run import Run
+    from training.train import Loop, Outcome
     from training.watch import Pace
 
 SHARE = 0.1  # of the words are edited, and as many hidden: what Wei and Zou 2019 (augment.py) found best
@@ -84,7 +85,7 @@ def merit(outcome: Outcome) -> float:
 def best_epoch(outcome: Outcome) -> dict[str, Any]:
     """Its row of figures."""
     history, _ = outcome
-    return [row for row in history if row["is_best"]][-1]
+    return [row for row in history if row["best_so_far"]][-1]
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:

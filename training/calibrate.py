@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 
 from model.scores import MULTI, SINGLE, Calibration, Judged, judge, probabilities, scope_scores
 
@@ -88,24 +88,25 @@ def _fit(logits: Array, truth: NDArray[Any], coverage: float, false_alarms: floa
 
 
 def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
-    """Temperature that minimises the negative log likelihood on held-out data.
-
-    logits (N, C) are unnormalised, labels (N,) are class ids. The loss is convex in 1 / temperature, so a
-    ternary search over [0.05, 20] finds its minimum. Raises ValueError below 100 examples.
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
-    """
+    """The best temperature, on enough held-out data. Raises ValueError below 100 examples."""
     _check_enough("temperature", len(labels))
+    return best_temperature(logits, labels)
+
+
+def best_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
+    """Temperature that minimises the negative log likelihood.
+
+    logits (N, C) are unnormalised, labels (N,) are class ids. The loss is convex in 1 / temperature, which is in
+    [0.05, 20]. Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+    """
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    of_truth = z[np.arange(len(labels)), labels].mean()
 
     def loss(inverse: float) -> float:
-        z = logits.astype(np.float64) * inverse
-        z -= z.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]).mean())
+        return float(np.log(np.exp(z * inverse).sum(axis=1)).mean() - of_truth * inverse)
 
-    low, high = 0.05, 20.0
-    for _ in range(60):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return 2 / (low + high)
+    return float(1 / minimize_scalar(loss, bounds=(0.05, 20.0), method="bounded", options={"xatol": 1e-6}).x)
 
 
 def fit_platt(logits: Array, truth: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -165,9 +166,9 @@ def fit_quantile(scores: Array, labels: NDArray[np.int64], coverage: float) -> f
 
     Sadinle et al. 2019, https://arxiv.org/abs/1609.00451: sets {label: 1 - score <= quantile} hold the true
     label for at least `coverage` of exchangeable texts. Rows that chose the temperature and the epoch too are a
-    little easier than others: measured at coverage 0.9, 0.8 points too few on 200 rows, 0.3 on 500, 0.1 on 2,000,
-    always under the standard deviation by chance, sqrt(coverage * (1 - coverage) / N). Raises ValueError below 100
-    examples.
+    little easier than others: measured at coverage 0.9 with the most accurate epoch, 0.8 points too few on 200 rows,
+    0.3 on 500, 0.1 on 2,000, always under the standard deviation by chance, sqrt(coverage * (1 - coverage) / N). Raises
+    ValueError below 100 examples.
     """
     _check_enough("quantile", len(labels))
     n = len(labels)

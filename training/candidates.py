@@ -28,7 +28,7 @@ class Tried:
     settings: dict[str, Any]
     dev_score: float | None
     dev_loss: float | None
-    merit: float | None  # of two candidates the one of more is better (training/train.py, dev_figures)
+    merit: float | None  # of two candidates the one of more is better (train.py, dev_figures)
     epochs: int  # that were run
     seconds: float
     end: str  # whole, stopped or failed
@@ -72,8 +72,12 @@ def searched(config: TrainConfig) -> dict[str, Any]:
 
 
 def ranked(tried: Sequence[Tried]) -> list[Tried]:
-    """The best first; last what came to the end of no epoch."""
-    return sorted(tried, key=lambda t: math.inf if t.merit is None else -t.merit)
+    """The best first, of equals that of less loss; last what came to the end of no epoch."""
+
+    def rank(one: Tried) -> tuple[float, float]:
+        return (math.inf, 0.0) if one.merit is None or one.dev_loss is None else (-one.merit, one.dev_loss)
+
+    return sorted(tried, key=rank)
 
 
 def search_table(tried: Sequence[Tried]) -> str:
@@ -81,7 +85,7 @@ def search_table(tried: Sequence[Tried]) -> str:
     rows = [
         [
             *(f"{t.settings[name]:.3g}" for name in SEARCHED),
-            *("" if figure is None else f"{figure:.4f}" for figure in (t.dev_loss, t.dev_score)),
+            *("" if figure is None else f"{figure:.4f}" for figure in (t.merit, t.dev_score)),
             str(t.epochs),
             f"{t.seconds:.0f}",
             t.end,
@@ -90,6 +94,7 @@ def search_table(tried: Sequence[Tried]) -> str:
     ]
     best = " ".join(f"--set {name}={ranked(tried)[0].settings[name]:g}" for name in SEARCHED)
     return (
-        f"{table([*SEARCHED, 'dev loss', 'dev score', 'epochs run', 'seconds', 'end'], rows)}\n"
+        f"{table([*SEARCHED, 'merit', 'dev score', 'epochs run', 'seconds', 'end'], rows)}\n"
+        "Merit is 0 where dev is all right: minus the loss of calibrated scores, or macro-F1 less 1.\n"
         f"The best dev score of {len(tried)} flatters; --test has a figure that does not. The best: {best}"
     )

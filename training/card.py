@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.comparison import HEADER, comparison_rows, conclusion, line_text
-from training.cost import cost_in_words
+from training.cost import chosen_on_dev, cost_in_words
 from training.report import calibration_lines, promises
 from training.report_page import markdown_template
 
@@ -31,6 +31,7 @@ def card(manifest: Manifest, evaluations: Mapping[str, Evaluation], history: Seq
         evaluations=evaluations,
         history=history,
         cost=cost_in_words(manifest.made_by),
+        chosen=chosen_on_dev(manifest.made_by),
         settings=settings,
         calibration=calibration_lines(manifest.calibration),
         promises={_title(name, e): promises(e) for name, e in evaluations.items()},

@@ -26,9 +26,9 @@ CURVE_POINTS = 40  # of an epoch's loss, for a plot
 class DevFigures(NamedTuple):
     """How good an epoch was on dev; of two epochs the one of more merit is better, of equals that of less loss."""
 
-    score: float
+    score: float  # accuracy, or macro-F1 where multi-label
     loss: float
-    merit: float
+    merit: float  # 0 where nothing is wrong, else under it
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Progress:
                 "dev_loss": dev.loss,
                 "dev_score": dev.score,
                 "merit": dev.merit,
-                "is_best": is_best,  # of the epochs so far
+                "best_so_far": is_best,
                 "tokens": self.tokens,
                 "seconds": seconds,
                 "losses": means(self.losses, CURVE_POINTS),
@@ -91,8 +91,7 @@ def save_checkpoint(
 ) -> None:
     """Replace the checkpoint in `folder`. `identity` says which run this is: settings and data hashes."""
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(dict(model.state_dict()), partial / "model.safetensors")
     if best is not None:
@@ -100,6 +99,7 @@ def save_checkpoint(
     save_file(_optimizer_tensors(optimizer) | _random_tensors(), partial / "state.safetensors")
     (partial / "progress.json").write_text(json.dumps({"identity": identity, "progress": asdict(progress)}))
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # not before: a run that was stopped between the renames has no other
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

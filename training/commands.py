@@ -26,8 +26,9 @@ from training.evaluate import answer, score_answers
 from training.health import check
 from training.report import evaluation_text, linear_text
 from training.report_page import evaluated, make_report, report_files
+from training.run import parts_of
 from training.tracking import Log
-from training.train import parts_of, train
+from training.train import train
 
 if TYPE_CHECKING:
     import argparse

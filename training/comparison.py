@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from training.answers import Answers
     from training.evaluate import Evaluation
-    from training.train import Run
+    from training.run import Run
 
 Verdict = Literal["above", "below", "neither"]
 FEW_OF_LABEL = 100  # training rows of a label; an encoder from scratch learns little from fewer
 FEW_HELD_OUT = 1000  # rows; with fewer, a difference of one or two points is not seen
 MUCH_CUT = 0.1  # of the texts longer than the encoder reads
-MUCH_LEARNED = 0.02  # of the loss on dev, in one epoch; as the rate falls, the last is nearly always a little better
+MUCH_LEARNED = 0.02  # of what is wrong on dev; as the rate falls, the last epoch is nearly always a little better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def facts(
         labels=len(run.labels),
         from_scratch=run.start is None,
         epochs=len(history),
-        best_epoch=max(i for i, epoch in enumerate(history, 1) if epoch["is_best"]),
+        best_epoch=max(i for i, epoch in enumerate(history, 1) if epoch["best_so_far"]),
         is_learning=is_learning(history),
         max_tokens=run.max_tokens,
         cut=float(np.mean(np.array(answers["dev"].tokens) > run.max_tokens)),
@@ -130,8 +130,8 @@ def facts(
 
 def is_learning(history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the last epoch is the best and gave much: so may the next one."""
-    before = [epoch["dev_loss"] for epoch in history[:-1]] or [math.inf]
-    return bool(history[-1]["is_best"]) and history[-1]["dev_loss"] < (1 - MUCH_LEARNED) * min(before)
+    before = [epoch["merit"] for epoch in history[:-1]] or [-math.inf]
+    return history[-1]["merit"] > (1 - MUCH_LEARNED) * max(before)  # merit is negative
 
 
 def reasons(facts: Facts) -> list[str]:

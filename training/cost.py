@@ -1,4 +1,4 @@
-"""What a training cost besides its time: rate, size, device and peak memory."""
+"""What a training cost besides its time: rate, size, device, peak memory, and how often dev was asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from training.train import Run
+    from training.run import Run
 
 
 def training_cost(run: Run, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,3 +51,9 @@ def cost_in_words(made_by: Mapping[str, Any]) -> dict[str, str]:
         "Device": f"{cost['device']}, {cost['precision']}",
         "Peak memory": f"{cost['peak_memory_bytes'] / 1e9:.1f} GB",
     }
+
+
+def chosen_on_dev(made_by: Mapping[str, Any]) -> str:
+    """What dev decided, whose figures it flatters: the more was tried, the more."""
+    tried = len(made_by["search"]) or (2 if made_by["config"]["augment"] else 1)
+    return "The best epoch" if tried == 1 else f"The best epoch of {tried} trials"

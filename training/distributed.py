@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from training.checkpoint import Progress
-    from training.train import Outcome, Run
+    from training.run import Run
+    from training.train import Outcome
     from training.watch import Pace
 
 MOST_LOST = 3  # times that workers are started again

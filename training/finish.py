@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.linear import LinearLine
-    from training.train import Run
+    from training.run import Run
 
 
 EMBEDDED = 2000  # rows of dev, about, whose embeddings are looked at

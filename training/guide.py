@@ -20,8 +20,8 @@ import numpy as np
 
 from model.scores import MULTI, probabilities
 from training.data import targets
-from training.linear import UNSPACED, sides
-from training.pool import pool
+from training.linear import UNSPACED, crossed_margins, sides
+from training.pool import fit_weights, pool
 from training.teacher import teacher_logits
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from model.tokens import Text
     from training.data import Dataset
     from training.linear import LinearLine
-    from training.train import Run
+    from training.run import Run
 
 OWN_LABEL = 0.9  # of what a training row is to say; the guide has the rest
 REPLACED = (0.1, 0.2, 0.4)  # of a text's words, one of these shares
@@ -50,17 +50,25 @@ class Guide:
 
 
 def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
-    """The run with what the line, and a teacher where there is one, say of its rows and of texts made of them."""
+    """The run with what the line, and a teacher where there is one, say of its rows and of texts made of them.
+
+    How far each is to be believed is seen on dev, so that of the rows, which the line has learned from, it says what
+    it does without them. Dev's rows of a label that no training row has tell nothing of the line.
+    """
     copies, texts = run.recipe.made_texts, run.train.texts
     if teacher is None and not copies:
         return run
     made = vary(texts, copies, run.config.seed) if copies else []
-
-    def said_of(some: Sequence[Text]) -> list[Array]:
-        by_line = line.margins(some).astype(np.float32)
-        return [by_line] if teacher is None else [by_line, teacher_logits(teacher, some, run.labels, run.device)]
-
-    scores = pool(said_of([*texts, *made]), said_of(run.dev.texts), indicator(run.dev, run.labels), run.problem_type)
+    by_line = [crossed_margins(line, run.train, run.labels), *([line.margins(made)] if made else [])]
+    said: list[Array] = [np.concatenate(by_line).astype(np.float32)]
+    of_dev: list[Array] = [line.margins(run.dev.texts).astype(np.float32)]
+    if teacher is not None:
+        for part, some in ((said, [*texts, *made]), (of_dev, run.dev.texts)):
+            part.append(teacher_logits(teacher, some, run.labels, run.device, run.config.precision))
+    truth, known = indicator(run.dev, run.labels), np.isin(run.labels, run.train.label_names)
+    rows = np.full(len(truth), True) if run.problem_type == MULTI else truth[:, known].any(axis=1)
+    weights = fit_weights([z[np.ix_(rows, known)] for z in of_dev], truth[np.ix_(rows, known)], run.problem_type)
+    scores = pool(said, weights)
     guide = make_guide(made, probabilities(scores, run.problem_type), run.train, run.labels) if copies else None
     return replace(run, teacher=None if teacher is None else scores, guide=guide)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class Features:
 
     def __init__(self, grams: Sequence[str], is_paired: bool) -> None:
         self.grams, self.is_paired = list(grams), is_paired
+        self.limit = min(MAX_CHARACTERS[name] for name in grams)  # characters of the texts to learn from
         common = {"sublinear_tf": True, "max_features": MAX_FEATURES, "dtype": np.float32}
         self.union = FeatureUnion([(name, TfidfVectorizer(**GRAMS[name], **common)) for name in grams])
 
@@ -105,9 +106,11 @@ class Features:
 def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
     """The best line on dev of those that differ in strength, trained on the rows of `train` or a sample of them."""
     grams = choose_grams(train.texts)
-    limit = min(MAX_CHARACTERS[name] for name in grams)
-    train, dev = (part.subset(part.name, [part.examples[i] for i in sample(part, limit)]) for part in (train, dev))
-    features = Features(grams, any(not isinstance(text, str) for text in train.texts)).fit(train.texts)
+    features = Features(grams, any(not isinstance(text, str) for text in train.texts))
+    train, dev = (
+        part.subset(part.name, [part.examples[i] for i in sample(part, features.limit)]) for part in (train, dev)
+    )
+    features.fit(train.texts)
     X, X_dev = features.transform(train.texts), features.transform(dev.texts)
     truth, dev_truth = _truth(train, labels), _truth(dev, labels)
 
@@ -120,6 +123,31 @@ def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
         )
 
     return max(map(of_strength, STRENGTHS), key=lambda scored: scored[0])[1]
+
+
+def crossed_margins(line: LinearLine, train: Dataset, labels: Sequence[str]) -> NDArray[np.float64]:
+    """What the line says of its own training rows without them, (N, C): of rows it has seen it repeats the labels.
+
+    For each fifth (calibrate.folds) it is fitted again to the others; of a label that only that fifth has it says what
+    it says with them.
+    """
+    taken = sample(train, line.features.limit)
+    part = train.subset(train.name, [train.examples[i] for i in taken])
+    X, truth, fold = line.features.transform(part.texts), _truth(part, labels), folds(len(train.examples))
+    has = truth.T if truth.ndim == 2 else np.arange(len(labels))[:, None] == truth  # (C, N)
+    margins = np.empty((len(train.examples), len(labels)))
+    for k in range(FOLDS):
+        chosen, others = np.flatnonzero(fold == k).tolist(), fold[taken] != k
+        if not chosen:
+            continue
+        some, seen = [train.texts[i] for i in chosen], has[:, others].any(axis=1)
+        again = line
+        if truth.ndim == 2 or seen.sum() > 1:
+            again = replace(line, classifier=_fitted(X[others], truth[others], line.strength))
+        margins[chosen] = again.margins(some)
+        if (only_here := has.any(axis=1) & ~seen).any():
+            margins[chosen] = np.where(only_here, line.margins(some), margins[chosen])
+    return margins
 
 
 def answers_of(line: LinearLine, held_out: Mapping[str, Dataset], labels: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -224,7 +252,7 @@ def cross_given(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArr
 
 
 def agreement(answers: NDArray[Any], truth: NDArray[Any]) -> float:
-    """What the line is chosen by, as the encoder's epoch is: accuracy, or macro-F1 where multi-label."""
+    """What the line is chosen by: accuracy, or macro-F1 where multi-label."""
     if truth.ndim == 1:
         return float((answers == truth).mean())
     true = (answers & truth).sum(axis=0)

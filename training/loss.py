@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from training.train import Run
+    from training.run import Run
 
 
 class Aim:

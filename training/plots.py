@@ -65,7 +65,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> str:
 
 def score_curve(history: Sequence[Mapping[str, Any]]) -> str:
     """The score on dev; that of the best epoch is circled."""
-    best = [row for row in history if row["is_best"]][-1]
+    best = [row for row in history if row["best_so_far"]][-1]
     with _plot("Score on dev by epoch") as drawing:
         axes = drawing.axes
         axes.plot([row["epoch"] for row in history], [row["dev_score"] for row in history], "o-", color=ACCENT)

@@ -23,32 +23,37 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-LARGEST = 20.0  # weight, where so few rows of dev are all right that any would do
+LARGEST = 20.0  # offset, and logarithm of a weight
+PRIOR = 1.0  # strength of a gamma prior of each weight, likeliest at 1: what ten rows show of it is chance
 
 
-def pool(logits: Sequence[Array], of_dev: Sequence[Array], truth: Array, problem: ProblemType) -> Array:
-    """Logits (N, C) of all scorers together, from those of each, and each one's of dev with its truth, 0 or 1 (N, C).
-
-    A scorer that dev contradicts gets no weight. Independent labels share one offset.
-    """
-    *weights, offset = fit_weights(of_dev, truth, problem)
-    both = sum(weight * z for weight, z in zip(weights, logits, strict=True)) + offset
+def pool(logits: Sequence[Array], weights: Floats) -> Array:
+    """Logits (N, C) of all scorers together, from those of each and the weights that fit_weights found, (S + 1,)."""
+    *of_each, offset = weights
+    both = sum(weight * z for weight, z in zip(of_each, logits, strict=True)) + offset
     return np.asarray(both, dtype=np.float32)
 
 
 def fit_weights(logits: Sequence[Array], truth: Array, problem: ProblemType) -> Floats:
-    """Weights of S logits, none negative, and an offset, (S + 1,), with which their sum makes the truth likeliest."""
+    """Weights of S logits (N, C) and an offset, (S + 1,), with which their sum makes the truth, 0 or 1, likeliest.
+
+    Each weight is drawn to 1, so that a few rows neither silence a scorer nor make it sure; one that many rows
+    contradict gets next to none. Only independent labels have an offset, which they share.
+    """
     parts = np.stack([*logits, np.ones_like(logits[0])]).astype(np.float64)
 
-    def loss(weights: Floats) -> tuple[float, Floats]:
+    def loss(at: Floats) -> tuple[float, Floats]:
+        logs, offset = at[:-1], at[-1]
+        weights = np.append(np.exp(logs), offset)
         z = np.tensordot(weights, parts, 1)
         if problem == MULTI:
             value, p = np.logaddexp(0, z).sum(), expit(z)
         else:
             value, p = logsumexp(z, axis=1).sum(), softmax(z, axis=1)
-        return float(value - (truth * z).sum()) / len(z), np.tensordot(parts, p - truth, 2) / len(z)
+        slopes = np.tensordot(parts, p - truth, 2)
+        slopes[:-1] = slopes[:-1] * weights[:-1] + PRIOR * (weights[:-1] - 1)
+        return float(value - (truth * z).sum() + PRIOR * (weights[:-1] - logs).sum()), slopes
 
-    start = [*(1.0 for _ in logits), 0.0]
-    bounds = [*((0.0, LARGEST) for _ in logits), (-LARGEST, LARGEST)]
-    found: Floats = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return found
+    bounds = [(-LARGEST, LARGEST)] * len(parts)
+    found: Floats = minimize(loss, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return np.append(np.exp(found[:-1]), found[-1])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Progress
     from training.evaluate import Evaluation
     from training.intervals import Interval
-    from training.train import Run
+    from training.run import Run
 
 EPOCH_HEADER = "epoch     loss  dev loss  dev score  tokens/s  seconds"
 MAX_CONFUSION = 20  # labels; a wider matrix is no table to read

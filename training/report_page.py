@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.manifest import now
 from training import plots
-from training.cost import cost_in_words
+from training.cost import chosen_on_dev, cost_in_words
 from training.figures import (
     confused_pairs,
     error_by_length,
@@ -59,6 +59,7 @@ class Training:
     history: Sequence[Mapping[str, Any]]
     cost: Mapping[str, Any]
     settings: Mapping[str, Any]
+    chosen: str  # what dev decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,7 @@ def training_of(manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> Tra
         history=history,
         cost=cost_in_words(made_by),
         settings=made_by["config"],
+        chosen=chosen_on_dev(made_by),
     )
 
 

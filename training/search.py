@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from training.build import TrainConfig
     from training.checkpoint import Progress
-    from training.train import Run
+    from training.run import Run
 
 WHOLE, FIRST_LOOK, KEPT = 100, 25, 2  # percent of a trial's epochs; one in so many goes on
 

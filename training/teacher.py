@@ -34,12 +34,14 @@ def load_teacher(folder: Path, dataset: Dataset, labels: Sequence[str]) -> Bundl
     return teacher
 
 
-def teacher_logits(teacher: Bundle, texts: Sequence[Text], labels: Sequence[str], device: torch.device) -> Array:
-    """What it says of texts, (N, C), its columns in the order of `labels`."""
+def teacher_logits(
+    teacher: Bundle, texts: Sequence[Text], labels: Sequence[str], device: torch.device, precision: str
+) -> Array:
+    """What it says of texts, (N, C), its columns in the order of `labels`; precision is that of the training."""
     teacher.classifier.to(device)
     with (
         tqdm(total=len(texts), desc="teacher", unit="row", leave=False, disable=None) as bar,
-        torch.autocast(device.type, torch.bfloat16, enabled=training_precision("auto", device) == "bf16"),
+        torch.autocast(device.type, torch.bfloat16, enabled=training_precision(precision, device) == "bf16"),
     ):
         logits, _ = read(teacher, texts, bar.update)
     return logits[:, [teacher.labels.index(label) for label in labels]]

@@ -1,128 +1,68 @@
 """Labelled text -> bundle: train() checks and sets up, fit() is the loop.
 
-Before it: build.py (settings, network, tokenizer). After it: finish.py (calibration, figures, the bundle).
+Before it: run.py, build.py (data, settings, network, tokenizer). After it: finish.py (calibration, figures, bundle).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from model.batch import make_batch
-from model.device import keep_freed_memory, training_precision
+from model.device import keep_freed_memory
 from model.forward import forward_rows
 from model.manifest import content_hash
-from model.scores import MULTI, SINGLE, probabilities
+from model.scores import MULTI, judge
 from training.augment import edit_rows, mask_tokens
 from training.backoff import best_of, without_and_with
-from training.build import build, recipe_of
-from training.calibrate import calibrate
+from training.calibrate import best_temperature, calibrate, cross_judge
 from training.checkpoint import DevFigures, Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
-from training.data import DataError, epoch_batches, set_aside, split, targets
-from training.evaluate import check_problem, score
+from training.data import epoch_batches, targets
 from training.exposure import draw, exposure_loss
 from training.finish import finish
 from training.group import ALONE
-from training.guide import indicator, taught
+from training.guide import taught
 from training.health import check
-from training.linear import fit_line
+from training.linear import agreement, fit_line
 from training.loss import Aim, loss_of
 from training.optimizer import lr_scale, make_optimizer, set_lr
-from training.pool import fit_weights
 from training.report import run_line
-from training.rows import EncodedRows, digest
+from training.rows import digest
+from training.run import origin, parts_of, set_up
 from training.teacher import load_teacher
 from training.tracking import Log
 from training.watch import Both, Meter, Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from model.encoder import Classifier
     from model.manifest import Manifest
-    from model.scores import Array, ProblemType
-    from model.tokens import Row, Tokenizer
+    from model.tokens import Row
     from training.build import TrainConfig
     from training.candidates import Tried
     from training.data import Dataset
     from training.evaluate import Evaluation
     from training.group import Alone
-    from training.guide import Guide
-    from training.recipe import Recipe
+    from training.linear import LinearLine
+    from training.run import Run
     from training.watch import Watch
 
     Outcome = tuple[list[dict[str, Any]], dict[str, Any]]
     Loop = Callable[..., Outcome]
 
 CHECKPOINT_EVERY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop works on; `start` is the hash of the encoder of --init.
-
-    With a guide its texts (M) are read like training rows, and its truth is that of both; `teacher` are a teacher's
-    logits of both, (N + M, C).
-    """
-
-    config: TrainConfig
-    recipe: Recipe
-    classifier: Classifier
-    tokenizer: Tokenizer
-    labels: list[str]
-    train: Dataset
-    dev: Dataset
-    device: torch.device
-    max_tokens: int
-    start: str | None = None
-    teacher: Array | None = None
-    guide: Guide | None = None
-    budget_s: float = math.inf
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was set, with what the recipe chose where nothing was."""
-        return dataclasses.asdict(self.config) | dataclasses.asdict(self.recipe) | {"max_tokens": self.max_tokens}
-
-    @property
-    def problem_type(self) -> ProblemType:
-        """One label a text, or any number."""
-        return self.train.problem_type
-
-    @property
-    def precision(self) -> str:
-        """What matrix products are in."""
-        return training_precision(self.config.precision, self.device)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def rows(self, dataset: Dataset) -> EncodedRows:
-        """The texts as token ids."""
-        return EncodedRows(self.tokenizer, dataset.texts, self.max_tokens)
-
-    def training_rows(self) -> EncodedRows:
-        """The texts to train on, with those of the guide behind them."""
-        texts = self.train.texts + (self.guide.texts if self.guide else [])
-        return EncodedRows(self.tokenizer, texts, self.max_tokens)
-
-    def outside_rows(self, dataset: Dataset) -> EncodedRows:
-        """Those that are of no class."""
-        return EncodedRows(self.tokenizer, dataset.outside, self.max_tokens)
+KEPT = ("taught_by", "teacher", "guide", "budget_s")  # of a run whose settings a search has changed
 
 
 def train(
@@ -165,16 +105,12 @@ def train(
     if strict:
         health.refuse()
     keep_freed_memory()
-    knows_more = load_teacher(teacher, parts["train"], labels) if teacher else None
-    run = replace(set_up(config, parts, init, device, labels), budget_s=budget_s)
-    line = fit_line(parts["train"], parts["dev"], labels)
-    run = taught(run, line, knows_more)
-    del knows_more  # its weights, which a device would keep until the end
+    run, line = prepared(config, parts, init, teacher, device, labels)
+    run = replace(run, budget_s=budget_s)
     tried: list[Tried] = []
     if search is not None:
         best, tried = search(run)
-        found = set_up(best, parts, init, device, labels)
-        run = replace(found, teacher=run.teacher, guide=run.guide, budget_s=budget_s)
+        run = replace(set_up(best, parts, init, device, labels), **{name: getattr(run, name) for name in KEPT})
     print(run_line(run), file=sys.stderr)
     checkpoints = [out.with_name(f"{out.name}{kind}.checkpoint") for kind in ("", ".augmented")]
     log = log or Log()
@@ -196,72 +132,20 @@ def train(
     return result
 
 
-def origin(
-    run: Run, parts: dict[str, Dataset], init: Path | None, teacher: Path | None, command: str
-) -> dict[str, Any]:
-    """What a bundle keeps of where it comes from: enough to make it again."""
-    return {
-        "heed": importlib.metadata.version("heed"),
-        "command": command,
-        "init": {"folder": init.resolve().name, "version": run.start} if init else None,
-        "teacher": {"folder": teacher.resolve().name, "version": content_hash(teacher)} if teacher else None,
-        "config": run.settings,
-        "data": {
-            name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}
-            for name, dataset in parts.items()
-        },
-    }
-
-
-def set_up(
-    config: TrainConfig, parts: dict[str, Dataset], init: Path | None, device: torch.device, labels: Sequence[str]
-) -> Run:
-    """The run that settings describe, from scratch or from the encoder in `init`, its weights the same for a seed."""
-    train_set = parts["train"]
-    torch.manual_seed(config.seed)
-    classifier, tokenizer, max_tokens = build(config, train_set, labels, init)
-    if config.token_dropout and tokenizer.mask_id is None:
-        raise ValueError(f"the tokenizer of --init has no mask, leave out token_dropout={config.token_dropout}")
-    return Run(
-        config,
-        recipe_of(config, classifier.config, tokenizer, train_set, max_tokens),
-        classifier.to(device),
-        tokenizer,
-        list(labels),
-        train_set,
-        parts["dev"],
-        device,
-        max_tokens,
-        start=content_hash(init) if init else None,
-    )
-
-
-def parts_of(
-    train_set: Dataset,
-    dev_set: Dataset | None,
-    test_set: Dataset | None,
-    outside_label: str | None,
-    labels: Sequence[str] | None = None,
-) -> dict[str, Dataset]:
-    """train, dev and, where given, test; without a dev set, a tenth of the training texts is held out by hash.
-
-    Rows with outside_label are of no class, and set aside in their part.
-    Raises DataError where they do not fit one another, or leave nothing to learn.
-    """
-    if dev_set is None:
-        train_set, dev_set = split(train_set)
-    train_set, dev_set = (set_aside(dataset, outside_label) for dataset in (train_set, dev_set))
-    test_set = test_set and set_aside(test_set, outside_label)
-    labels = labels or train_set.label_names
-    if len(labels) < 2 and train_set.problem_type != MULTI:
-        raise DataError(f"{train_set.name}: all rows have one label, which leaves nothing to learn: {labels[0]}")
-    held_out = {"dev": dev_set} | ({"test": test_set} if test_set else {})
-    for dataset in held_out.values():
-        check_problem(dataset, train_set.problem_type)
-        targets(dataset, labels)  # refuses a label that is not in the training data
-    if outside_label and not any(dataset.outside for dataset in (train_set, *held_out.values())):
-        raise DataError(f"{train_set.name}: no row has the out_of_scope_label: {outside_label}")
-    return {"train": train_set} | held_out
+def prepared(
+    config: TrainConfig,
+    parts: dict[str, Dataset],
+    init: Path | None,
+    teacher: Path | None,
+    device: torch.device,
+    labels: Sequence[str],
+) -> tuple[Run, LinearLine]:
+    """The run with what it is taught, and the linear line. A teacher's weights are gone when it begins."""
+    knows_more = load_teacher(teacher, parts["train"], labels) if teacher else None
+    run = set_up(config, parts, init, device, labels)
+    line = fit_line(parts["train"], parts["dev"], labels)
+    taught_by = content_hash(teacher) if teacher else None
+    return replace(taught(run, line, knows_more), taught_by=taught_by), line
 
 
 def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group: Alone = ALONE) -> Outcome:
@@ -337,8 +221,9 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
         if group.is_first and checkpoint:
             save_checkpoint(checkpoint, model, best, optimizer, at, identity)
 
-    if best is not None:
-        model.load_state_dict(best)
+    if best is None:
+        raise ValueError(f"no epoch came to its end, give more --budget than the seconds: {run.budget_s:g}")
+    model.load_state_dict(best)
     return at.history, training_cost(run, at.history)
 
 
@@ -355,8 +240,7 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
 
     return {
         "config": run.settings | {"precision": run.precision},
-        "teacher": None if run.teacher is None else hashlib.sha256(run.teacher.tobytes()).hexdigest(),
-        "guide": None if run.guide is None else hashlib.sha256(run.guide.truth.tobytes()).hexdigest(),
+        "teacher": run.taught_by,
         "progress": [field.name for field in dataclasses.fields(Progress)],
         "labels": run.labels,
         "tokenizer": hashlib.sha256(run.tokenizer.to_json().encode()).hexdigest(),
@@ -368,21 +252,23 @@ def identity_of(run: Run, rows: Sequence[Row], dev_rows: Sequence[Row], outside:
 
 
 def dev_figures(run: Run, rows: Sequence[Row]) -> DevFigures:
-    """Accuracy and loss on dev, of which the loss chooses the best epoch; macro-F1 does where multi-label.
+    """Accuracy and loss on dev, or macro-F1 where multi-label, and the merit that chooses the best epoch.
 
     Of two epochs the more accurate one is often so by chance; the loss tells better which will be right more often on
     other texts (benchmarks/RESULTS.md, "How good it gets"). It is that at the best temperature over 1: what has learned
     its rows by heart is too sure, which calibration mends. Under 1, an epoch that is right about a small dev set would
-    have no loss, whatever it knows.
+    have no loss, whatever it knows. Macro-F1 is that of thresholds fitted on other rows of dev.
     """
     with run.autocast():
         logits = forward_rows(run.classifier, rows)
     truth = targets(run.dev, run.labels)
+    z, y = torch.from_numpy(logits), torch.from_numpy(truth)
+    loss = loss_of(z, y, is_multi=run.problem_type == MULTI).item()
     if run.problem_type == MULTI:
-        fitted = calibrate(logits, truth, run.config.coverage, run.config.false_alarms)
-        figures = score(probabilities(logits, MULTI, fitted), truth, run.labels, fitted)
-        loss = loss_of(torch.from_numpy(logits), torch.from_numpy(truth), is_multi=True).item()
-        return DevFigures(figures.macro_f1.value, loss, merit=figures.macro_f1.value)
-    weight, _ = fit_weights([logits], indicator(run.dev, run.labels), SINGLE)
-    loss = loss_of(torch.from_numpy(logits) * min(1.0, weight), torch.from_numpy(truth), is_multi=False).item()
-    return DevFigures(float((logits.argmax(axis=1) == truth).mean()), loss, merit=-loss)
+        promised = run.config.coverage, run.config.false_alarms
+        judged = cross_judge(logits, truth, *promised) or judge(logits, MULTI, calibrate(logits, truth, *promised))
+        assert judged.sets is not None  # which it may be of one label a text
+        f1 = agreement(judged.sets, truth > 0)
+        return DevFigures(f1, loss, merit=f1 - 1)
+    softened = loss_of(z / max(1.0, best_temperature(logits, truth)), y, is_multi=False).item()
+    return DevFigures(float((logits.argmax(axis=1) == truth).mean()), loss, merit=-softened)
