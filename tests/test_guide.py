@@ -202,6 +202,7 @@ def test_a_teacher_is_believed_as_far_as_dev_shows_that_it_is_right(bundle_folde
     by_line = guided_by_line(data, moods(200, seed=1), copies=1)
     assert bad.guide.truth == pytest.approx(by_line.truth, abs=0.05)
     assert np.abs(good.guide.truth - by_line.truth).max() > 0.1
+    assert good.heard["teacher"] > 5 * bad.heard["teacher"]
 
 
 def test_a_run_that_was_told_something_else_is_not_the_continuation(bundle_folder: Path, tmp_path: Path) -> None:

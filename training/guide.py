@@ -70,7 +70,8 @@ def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
     weights = fit_weights([z[np.ix_(rows, known)] for z in of_dev], truth[np.ix_(rows, known)], run.problem_type)
     scores = pool(said, weights)
     guide = make_guide(made, probabilities(scores, run.problem_type), run.train, run.labels) if copies else None
-    return replace(run, teacher=None if teacher is None else scores, guide=guide)
+    heard = dict(zip(("line", "teacher"), weights[:-1].tolist(), strict=False))
+    return replace(run, teacher=None if teacher is None else scores, guide=guide, heard=heard)
 
 
 def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[str]) -> Guide:

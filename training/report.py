@@ -25,10 +25,11 @@ def run_line(run: Run) -> str:
     """What is about to be trained, on what."""
     parameters = sum(p.numel() for p in run.classifier.parameters()) / 1e6
     made = f" and {len(run.guide.texts):,} texts made of them" if run.guide else ""
+    heard = "".join(f", the {name} heard by {weight:.2f}" for name, weight in run.heard.items())
     return (
         f"{len(run.train.examples):,} rows{made} to train on, {len(run.dev.examples):,} held out, "
         f"{len(run.labels)} labels; "
-        f"{parameters:.1f} M parameters, {run.device} in {run.precision}"
+        f"{parameters:.1f} M parameters, {run.device} in {run.precision}{heard}"
     )
 
 

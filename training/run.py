@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from training.evaluate import check_problem
 from training.rows import EncodedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 class Run:
     """What the loop works on; `start` and `taught_by` are the hashes of the bundles of --init and --teacher.
 
+    `heard` is what the logits of the linear line, and of the teacher, are multiplied by where they are heard.
     With a guide its texts (M) are read like training rows, and its truth is that of both; `teacher` are a teacher's
     logits of both, (N + M, C).
     """
@@ -56,6 +57,7 @@ class Run:
     taught_by: str | None = None
     teacher: Array | None = None
     guide: Guide | None = None
+    heard: Mapping[str, float] = field(default_factory=dict)
     budget_s: float = math.inf
 
     @property
@@ -154,6 +156,7 @@ def origin(
         "command": command,
         "init": {"folder": init.resolve().name, "version": run.start} if init else None,
         "teacher": {"folder": teacher.resolve().name, "version": run.taught_by} if teacher else None,
+        "heard": dict(run.heard),
         "config": run.settings,
         "data": {
             name: {"file": dataset.name, "sha256": dataset.sha256, "rows": len(dataset.examples) + len(dataset.outside)}

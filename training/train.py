@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     Loop = Callable[..., Outcome]
 
 CHECKPOINT_EVERY_S = 60.0
-KEPT = ("taught_by", "teacher", "guide", "budget_s")  # of a run whose settings a search has changed
+KEPT = ("taught_by", "teacher", "guide", "heard", "budget_s")  # of a run whose settings a search has changed
 
 
 def train(
