@@ -37,6 +37,7 @@ from model.folder import (
 )
 from model.forward import forward_rows
 from model.manifest import BundleError, Described, Manifest, content_hash
+from model.ngrams import read_ngrams
 from model.scores import MULTI, SINGLE, Calibration
 from model.tokens import tokenizer_config
 
@@ -87,6 +88,7 @@ def load_bundle(folder: Path) -> Bundle:
         check_sizes(config, sum(weight.numel() for weight in weights.values()))  # before memory is taken for it
         classifier = unfilled(config, num_labels=len(labels))
         load_weights(classifier, weights)
+        classifier.ngrams = read_ngrams(weights, config.vocab_size, len(labels))
         tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
     except ValueError as error:
@@ -203,7 +205,8 @@ def _write_checkpoint(
     """The files that transformers reads, and more of them; `described` is added to config.json."""
     config = write_config(network.config) | described | _special_ids(tokenizer)
     write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    tensors = {k: v.to(WEIGHT_TYPES[weights]) for k, v in dump_weights(network).items()}
+    stored = WEIGHT_TYPES[weights]
+    tensors = {k: v.to(stored) if v.is_floating_point() else v for k, v in dump_weights(network).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600, and another user may serve it
     sync(folder / "model.safetensors")
@@ -240,8 +243,10 @@ def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
 def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[str, Any]]:
     """Probe texts with the logits of the weights as they were stored."""
     theirs = read_json(folder / "config.json")
-    stored = Classifier(read_config(theirs), num_labels=len(label_names(theirs)))
-    load_weights(stored, read_weights(folder))
+    weights, num_labels = read_weights(folder), len(label_names(theirs))
+    stored = Classifier(read_config(theirs), num_labels)
+    load_weights(stored, weights)
+    stored.ngrams = read_ngrams(weights, stored.config.vocab_size, num_labels)
     logits = forward_rows(stored, tokenizer.encode(PROBES, max_tokens))
     return [{"text": text, "logits": row} for text, row in zip(PROBES, logits.tolist(), strict=True)]
 

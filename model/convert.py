@@ -129,8 +129,8 @@ def keep_labels(
 
 
 def dump_weights(network: Network) -> dict[str, Tensor]:
-    """Our weights under the family's names; the reverse of load_weights."""
-    weights: dict[str, Tensor] = {}
+    """Our weights under the family's names, the reverse of load_weights; and those of n-grams, which no family has."""
+    weights = dict(network.named_buffers())
     for _, tensor, theirs in _named(network):
         for name, part in zip(theirs, tensor.detach().chunk(len(theirs)), strict=True):
             weights[name] = part.contiguous()

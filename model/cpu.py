@@ -148,8 +148,9 @@ def _moved(before: Classifier, after: Classifier, rows: Sequence[Row]) -> float:
 
 
 def _with_linears(classifier: Classifier, linear: Callable[..., nn.Module]) -> Classifier:
-    """A classifier that shares all parameters with another, and whose blocks have linear layers made by `linear`."""
-    fast: Any = copy.deepcopy(classifier, memo={id(x): x for x in classifier.parameters()})
+    """A classifier that shares all tensors with another, and whose blocks have linear layers made by `linear`."""
+    shared = {id(x): x for x in (*classifier.parameters(), *classifier.buffers())}
+    fast: Any = copy.deepcopy(classifier, memo=shared)
     config = classifier.config
     fuses = config.activation in FUSED and not config.gated
     for original, block in zip(classifier.encoder.blocks, fast.encoder.blocks, strict=True):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from model.attention import View
     from model.batch import Batch
+    from model.ngrams import NGrams
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -320,25 +321,30 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Encoder and head: a Batch in, fp32 logits (B, C) out, in the caller's order."""
+    """Encoder and head, and n-grams where it has them: a Batch in, fp32 logits (B, C) out, in the caller's order."""
 
     def __init__(self, config: EncoderConfig, num_labels: int) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.head = Head(config, num_labels)
+        self.ngrams: NGrams | None = None
         self.apply(partial(init_weights, config))
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> (B, C)."""
-        return self.logits(self.encoder.embeddings(batch), batch)
+        logits = self.logits(self.encoder.embeddings(batch), batch)
+        return logits if self.ngrams is None else logits + self.ngrams(batch)
 
     def embed(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> their embeddings (B, D): what the head scores."""
         return self.head.pool(self.encoder(batch), batch)
 
     def logits(self, embedded: Tensor, batch: Batch) -> Tensor:
-        """Embedded tokens (T, D) -> (B, C); model/explain.py comes in here with vectors between two texts."""
+        """Embedded tokens (T, D) -> (B, C), without n-grams.
+
+        model/explain.py comes in here with vectors between two texts.
+        """
         logits: Tensor = self.head(self.encoder.contextualize(embedded, batch), batch)
         return logits
 

@@ -92,8 +92,8 @@ class Line:
     def __init__(self, classifier: Classifier, row: Row, baseline: Row, label: int, *, is_multi: bool) -> None:
         self.classifier, self.row, self.label, self.is_multi = classifier, row, label, is_multi
         with torch.no_grad():
-            ends = [classifier.encoder.embeddings(self._batch([end])) for end in (baseline, row)]
-        self.origin, self.way = ends[0], ends[1] - ends[0]  # each (L, D)
+            ends = [self._read(end) for end in (baseline, row)]
+        self.origin, self.way = ends[0], ends[1] - ends[0]  # each (L, D + C)
 
     @torch.no_grad()
     def ends(self) -> tuple[float, float]:
@@ -118,15 +118,17 @@ class Line:
     def _gradient(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Targets (P,) at points of the line, and how fast each token changes them there (P, L), on the CPU."""
         steps = at.to(self.way)[:, None, None]
-        x = (self.origin + steps * self.way).flatten(0, 1).requires_grad_()  # (P * L, D)
+        x = (self.origin + steps * self.way).flatten(0, 1).requires_grad_()  # (P * L, D + C)
         target = self._target(x, len(at))
         [gradient] = torch.autograd.grad(target.sum(), x)
         along = (gradient.view(len(at), *self.way.shape) * self.way).sum(-1, dtype=torch.float32)  # (P, L)
         return target.detach().cpu(), along.cpu()
 
     def _target(self, x: Tensor, rows: int) -> Tensor:
-        """Vectors of so many rows (rows * L, D) -> what is explained (rows,)."""
-        logits = self.classifier.logits(x, self._batch([self.row] * rows))  # (rows, C)
+        """Vectors of so many rows (rows * L, D + C) -> what is explained (rows,)."""
+        embedded, added = x.tensor_split([x.shape[1] - self.classifier.head.out.out_features], dim=1)
+        logits = self.classifier.logits(embedded, self._batch([self.row] * rows))  # (rows, C)
+        logits += added.view(rows, len(self.row.ids), -1).sum(1)
         if self.is_multi or logits.shape[1] == 1:
             return logits[:, self.label]
         others = torch.cat((logits[:, : self.label], logits[:, self.label + 1 :]), dim=1)
@@ -134,6 +136,14 @@ class Line:
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
         return batch_for(self.classifier, rows)
+
+    def _read(self, row: Row) -> Tensor:
+        """Embedded tokens, with what each adds to the logits as an n-gram, (L, D + C)."""
+        batch, labels = self._batch([row]), self.classifier.head.out.out_features
+        x: Tensor = self.classifier.encoder.embeddings(batch)
+        ngrams = self.classifier.ngrams
+        added = x.new_zeros(len(x), labels) if ngrams is None else ngrams.of_tokens(batch).to(x.dtype)
+        return torch.cat((x, added), dim=1)
 
 
 def batch_for(classifier: Classifier, rows: Sequence[Row]) -> Batch:

@@ -148,6 +148,7 @@ LOST = Facts(
     rows=500,
     labels=10,
     from_scratch=True,
+    has_ngrams=False,
     epochs=3,
     best_epoch=3,
     is_learning=True,
@@ -161,13 +162,16 @@ def test_an_encoder_that_does_not_win_is_told_what_to_try() -> None:
     told = "\n".join(reasons(LOST))
     for advice in (
         "--init minilm",
+        "--set ngrams=true",
         "500 rows are few for 10 labels",
         "epochs=6",
         "max_tokens=128",
         "300 held-out rows",
     ):
         assert advice in told
-    plain = dataclasses.replace(LOST, rows=5000, from_scratch=False, best_epoch=1, is_learning=False, cut=0.0)
+    plain = dataclasses.replace(
+        LOST, rows=5000, from_scratch=False, has_ngrams=True, best_epoch=1, is_learning=False, cut=0.0
+    )
     [why] = reasons(dataclasses.replace(plain, verdicts=[("below", 300)]))
     assert "best after epoch 1 of 3" in why
     [why] = reasons(dataclasses.replace(plain, verdicts=[("below", 300)], best_epoch=3))

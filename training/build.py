@@ -72,6 +72,7 @@ class TrainConfig:
     augment: bool = False  # train without such edits and masks, then with them, and keep what is better on dev
     r_drop: float = 0.0  # weight of what two readings of a row, under dropout each, differ by; 0: one reading
     made_texts: int | None = None  # of each row, read beside it, labelled by the linear line and the teacher
+    ngrams: bool = False  # a table of tokens and pairs beside the encoder; transformers reads the encoder alone
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
     teacher_weight: float = 0.5  # of the teacher's scores in the loss, with --teacher; the labels have the rest
     teacher_temperature: float = 2.0  # by which both logits are divided there

@@ -56,4 +56,5 @@ def cost_in_words(made_by: Mapping[str, Any]) -> dict[str, str]:
 def chosen_on_dev(made_by: Mapping[str, Any]) -> str:
     """What dev decided, whose figures it flatters: the more was tried, the more."""
     tried = len(made_by["search"]) or (2 if made_by["config"]["augment"] else 1)
-    return "The best epoch" if tried == 1 else f"The best epoch of {tried} trials"
+    epoch = "The best epoch" if tried == 1 else f"The best epoch of {tried} trials"
+    return f"{epoch}, with how far its n-grams are heard," if made_by.get("ngrams") else epoch

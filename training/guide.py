@@ -27,6 +27,8 @@ from training.teacher import teacher_logits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from model.bundle import Bundle
     from model.scores import Array
     from model.tokens import Text
@@ -53,7 +55,7 @@ def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
     """The run with what the line, and a teacher where there is one, say of its rows and of texts made of them.
 
     How far each is to be believed is seen on dev, so that of the rows, which the line has learned from, it says what
-    it does without them. Dev's rows of a label that no training row has tell nothing of the line.
+    it does without them.
     """
     copies, texts = run.recipe.made_texts, run.train.texts
     if teacher is None and not copies:
@@ -65,13 +67,21 @@ def taught(run: Run, line: LinearLine, teacher: Bundle | None) -> Run:
     if teacher is not None:
         for part, some in ((said, [*texts, *made]), (of_dev, run.dev.texts)):
             part.append(teacher_logits(teacher, some, run.labels, run.device, run.config.precision))
-    truth, known = indicator(run.dev, run.labels), np.isin(run.labels, run.train.label_names)
-    rows = np.full(len(truth), True) if run.problem_type == MULTI else truth[:, known].any(axis=1)
-    weights = fit_weights([z[np.ix_(rows, known)] for z in of_dev], truth[np.ix_(rows, known)], run.problem_type)
+    weights = weigh(of_dev, run)
     scores = pool(said, weights)
     guide = make_guide(made, probabilities(scores, run.problem_type), run.train, run.labels) if copies else None
     heard = dict(zip(("line", "teacher"), weights[:-1].tolist(), strict=False))
     return replace(run, teacher=None if teacher is None else scores, guide=guide, heard=heard)
+
+
+def weigh(of_dev: Sequence[Array], run: Run) -> NDArray[np.float64]:
+    """How far dev shows that scorers are to be believed, by their logits (N, C) of it: fit_weights().
+
+    Its rows of a label that no training row has tell nothing of a scorer that was fitted to those.
+    """
+    truth, known = indicator(run.dev, run.labels), np.isin(run.labels, run.train.label_names)
+    rows = np.full(len(truth), True) if run.problem_type == MULTI else truth[:, known].any(axis=1)
+    return fit_weights([z[np.ix_(rows, known)] for z in of_dev], truth[np.ix_(rows, known)], run.problem_type)
 
 
 def make_guide(texts: list[Text], said: Array, train: Dataset, labels: Sequence[str]) -> Guide:

@@ -71,8 +71,11 @@ class LinearLine:
     def margins(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """How clearly each text is on a label's side, (N, C)."""
         chunks = [texts[i : i + CHUNK_ROWS] for i in range(0, len(texts), CHUNK_ROWS)]
-        parts = [_margins(self.classifier, self.features.transform(chunk), self.labels) for chunk in chunks]
-        return np.concatenate(parts)
+        return np.concatenate([self.of(self.features.transform(chunk)) for chunk in chunks])
+
+    def of(self, X: Any) -> NDArray[np.float64]:
+        """The same of their features, (N, V) -> (N, C)."""
+        return _margins(self.classifier, X, self.labels)
 
     def made_by(self) -> dict[str, Any]:
         """What it is, for the manifest."""
@@ -103,10 +106,12 @@ class Features:
         return hstack([X, Y, X.multiply(Y)], format="csr")
 
 
-def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str]) -> LinearLine:
-    """The best line on dev of those that differ in strength, trained on the rows of `train` or a sample of them."""
-    grams = choose_grams(train.texts)
-    features = Features(grams, any(not isinstance(text, str) for text in train.texts))
+def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str], features: Features | None = None) -> LinearLine:
+    """The best line on dev of those that differ in strength, trained on the rows of `train` or a sample of them.
+
+    Without `features`, on n-grams of words or characters, as the texts are written.
+    """
+    features = features or Features(choose_grams(train.texts), any(not isinstance(text, str) for text in train.texts))
     train, dev = (
         part.subset(part.name, [part.examples[i] for i in sample(part, features.limit)]) for part in (train, dev)
     )

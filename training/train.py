@@ -35,6 +35,7 @@ from training.guide import taught
 from training.health import check
 from training.linear import agreement, fit_line
 from training.loss import Aim, loss_of
+from training.ngrams import add_ngrams
 from training.optimizer import lr_scale, make_optimizer, set_lr
 from training.report import run_line
 from training.rows import digest
@@ -118,9 +119,11 @@ def train(
     started = time.monotonic()
     watch = Both(Screen(on_step), log)
     run, (history, cost) = best_of(without_and_with(run), loop or fit, checkpoints, resume=resume, watch=watch)
+    ngrams = add_ngrams(run) if run.config.ngrams else None
     seconds = round(time.monotonic() - started)
     made_by = origin(run, parts, init, teacher, command) | {
         "search": [dataclasses.asdict(each) for each in tried],
+        "ngrams": ngrams,
         "seconds": seconds,
         "cost": cost,
     }
