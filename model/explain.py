@@ -93,7 +93,7 @@ class Line:
         self.classifier, self.row, self.label, self.is_multi = classifier, row, label, is_multi
         with torch.no_grad():
             ends = [self._read(end) for end in (baseline, row)]
-        self.origin, self.way = ends[0], ends[1] - ends[0]  # each (L, D + C)
+        self.origin, self.way = ends[0], ends[1] - ends[0]  # each (L, D), or (L, D + C)
 
     @torch.no_grad()
     def ends(self) -> tuple[float, float]:
@@ -118,17 +118,18 @@ class Line:
     def _gradient(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Targets (P,) at points of the line, and how fast each token changes them there (P, L), on the CPU."""
         steps = at.to(self.way)[:, None, None]
-        x = (self.origin + steps * self.way).flatten(0, 1).requires_grad_()  # (P * L, D + C)
+        x = (self.origin + steps * self.way).flatten(0, 1).requires_grad_()  # (P * L, D), or D + C
         target = self._target(x, len(at))
         [gradient] = torch.autograd.grad(target.sum(), x)
         along = (gradient.view(len(at), *self.way.shape) * self.way).sum(-1, dtype=torch.float32)  # (P, L)
         return target.detach().cpu(), along.cpu()
 
     def _target(self, x: Tensor, rows: int) -> Tensor:
-        """Vectors of so many rows (rows * L, D + C) -> what is explained (rows,)."""
-        embedded, added = x.tensor_split([x.shape[1] - self.classifier.head.out.out_features], dim=1)
+        """Vectors of so many rows (rows * L, D, with n-grams D + C) -> what is explained (rows,)."""
+        embedded, added = x.tensor_split([self.classifier.config.width], dim=1)
         logits = self.classifier.logits(embedded, self._batch([self.row] * rows))  # (rows, C)
-        logits += added.view(rows, len(self.row.ids), -1).sum(1)
+        if self.classifier.ngrams is not None:
+            logits = logits + added.view(rows, len(self.row.ids), -1).sum(1) + self.classifier.ngrams.bias
         if self.is_multi or logits.shape[1] == 1:
             return logits[:, self.label]
         others = torch.cat((logits[:, : self.label], logits[:, self.label + 1 :]), dim=1)
@@ -138,12 +139,11 @@ class Line:
         return batch_for(self.classifier, rows)
 
     def _read(self, row: Row) -> Tensor:
-        """Embedded tokens, with what each adds to the logits as an n-gram, (L, D + C)."""
-        batch, labels = self._batch([row]), self.classifier.head.out.out_features
+        """Embedded tokens (L, D), and where there are n-grams what each adds to the logits by them (L, D + C)."""
+        batch = self._batch([row])
         x: Tensor = self.classifier.encoder.embeddings(batch)
         ngrams = self.classifier.ngrams
-        added = x.new_zeros(len(x), labels) if ngrams is None else ngrams.of_tokens(batch).to(x.dtype)
-        return torch.cat((x, added), dim=1)
+        return x if ngrams is None else torch.cat((x, ngrams.of_tokens(batch).to(x.dtype)), dim=1)
 
 
 def batch_for(classifier: Classifier, rows: Sequence[Row]) -> Batch:

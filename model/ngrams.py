@@ -3,8 +3,8 @@
 Wide and deep (Cheng et al. 2016, https://arxiv.org/abs/1606.07792, section 3): a small encoder does not keep what a
 hundred thousand word pairs say, a table does, and the two are wrong about different texts. The logits of both add up.
 
-A row's logits are the sum over its n-grams of idf² * weights, over the root of the sum of idf²: TF-IDF, where an n-gram
-that occurs twice counts twice. Fitted by training/ngrams.py, computed in Classifier.forward.
+A row's logits are the sum over its n-grams of idf * weights, over the root of the sum of idf², and a bias: TF-IDF,
+where an n-gram that occurs twice counts twice. Fitted by training/ngrams.py, computed in Classifier.forward.
 Letters: T tokens of all rows, B rows, F n-grams, C labels, V tokens of the vocabulary.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from model.convert import WEIGHT_DTYPES
 from model.family import UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -23,42 +24,53 @@ if TYPE_CHECKING:
     from model.batch import Batch
 
 NONE = -1  # key of no n-gram
-KEYS, TABLE = "ngrams.keys", "ngrams.table"  # in model.safetensors
+NAMES = KEYS, TABLE, BIAS = "ngrams.keys", "ngrams.table", "ngrams.bias"  # in model.safetensors
 
 
 class NGrams(nn.Module):
-    """The table: n-gram keys (F,), in order, and what each adds, (F, C + 1), in the last column its idf²."""
+    """The table: n-gram keys (F,), in order, what each adds, (F, C + 1), in the last column its idf²; the bias (C,)."""
 
     keys: Tensor
     table: Tensor
+    bias: Tensor
 
-    def __init__(self, keys: Tensor, table: Tensor, vocab_size: int) -> None:
+    def __init__(self, keys: Tensor, table: Tensor, bias: Tensor, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.register_buffer("keys", keys)
         self.register_buffer("table", table)
+        self.register_buffer("bias", bias)
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> fp32 logits (B, C)."""
-        return add_up(self.of_tokens(batch), batch)
+        single, pair = self._found(batch)
+        sums = add_up(single + pair, batch)[:-1]
+        logits: Tensor = sums[:, :-1] * over_root(sums[:, -1:]) + self.bias
+        return logits
 
     def of_tokens(self, batch: Batch) -> Tensor:
-        """What each token adds to the logits of its row (T, C); of a pair each has half."""
-        keys = ngram_keys(batch.ids, batch.rows, self.vocab_size)  # (2, T)
-        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
-        is_known = (self.keys[at] == keys)[..., None]
-        single, pair = (self.table[at] * is_known).float()  # each (T, C + 1)
-        square = add_up((single + pair)[:, -1:], batch, with_padding=True)[batch.rows]  # (T, 1)
+        """What each token adds to the logits of its row (T, C), without the bias; of a pair each has half."""
+        single, pair = self._found(batch)
+        squares = add_up(single[:, -1:] + pair[:, -1:], batch)[batch.rows]  # (T, 1)
         added = single[:, :-1] + pair[:, :-1] / 2
         added[:-1] += pair[1:, :-1] / 2
-        shares: Tensor = added * square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt()
-        return shares
+        return added * over_root(squares)
+
+    def _found(self, batch: Batch) -> Tensor:
+        """The line of the table of each token, and of its pair with the one before, (2, T, C + 1)."""
+        keys = ngram_keys(batch.ids, batch.rows, self.vocab_size)  # (2, T)
+        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        return torch.where((self.keys[at] == keys)[..., None], self.table[at], 0).float()
 
 
-def add_up(x: Tensor, batch: Batch, *, with_padding: bool = False) -> Tensor:
-    """The sum over the tokens of each row, (T, any) -> (B, any); with_padding adds a row, of what is in no row."""
-    sums = x.new_zeros(len(batch.starts) + 1, x.shape[1]).index_add(0, batch.rows, x)
-    return sums if with_padding else sums[:-1]
+def add_up(x: Tensor, batch: Batch) -> Tensor:
+    """The sum over the tokens of each row, (T, any) -> (B + 1, any); the last is of what is in no row."""
+    return x.new_zeros(len(batch.starts) + 1, x.shape[1]).index_add(0, batch.rows, x)
+
+
+def over_root(squares: Tensor) -> Tensor:
+    """1 / sqrt of sums of squares, of any shape; of none, where nothing is to be divided, a large number."""
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
 
 
 def ngram_keys(ids: Tensor, rows: Tensor, vocab_size: int) -> Tensor:
@@ -70,16 +82,22 @@ def ngram_keys(ids: Tensor, rows: Tensor, vocab_size: int) -> Tensor:
 
 def read_ngrams(weights: Mapping[str, Tensor], vocab_size: int, num_labels: int) -> NGrams | None:
     """Of the weights of a bundle; None where it has none. Raises UnsupportedCheckpoint naming what is wrong."""
-    if KEYS not in weights and TABLE not in weights:
+    if not any(name in weights for name in NAMES):
         return None
-    for name in (KEYS, TABLE):
+    for name in NAMES:
         if name not in weights:
             raise UnsupportedCheckpoint(f"model.safetensors has no weight named {name}")
-    keys, table = weights[KEYS], weights[TABLE].float()
-    if keys.dtype != torch.int64 or keys.dim() != 1 or not len(keys) or not bool((keys.diff() > 0).all()):
-        raise UnsupportedCheckpoint(f"model.safetensors: {KEYS} must be whole numbers in ascending order")
-    if table.shape != (want := (len(keys), num_labels + 1)):
-        raise UnsupportedCheckpoint(f"model.safetensors: shape of {TABLE} must be {want}: {tuple(table.shape)}")
-    if not bool(table.isfinite().all()) or bool((table[:, -1] < 0).any()):
-        raise UnsupportedCheckpoint(f"model.safetensors: {TABLE} must hold numbers, and squares in its last column")
-    return NGrams(keys, table, vocab_size)
+    keys = weights[KEYS].clone()  # not a view of the file, which may change
+    is_ascending = keys.dtype == torch.int64 and keys.dim() == 1 and len(keys) > 0 and bool((keys.diff() > 0).all())
+    if not is_ascending or keys[0] < 0:
+        raise UnsupportedCheckpoint(f"model.safetensors: {KEYS} must be whole numbers from 0 on, in ascending order")
+    for name, want in ((TABLE, (len(keys), num_labels + 1)), (BIAS, (num_labels,))):
+        if weights[name].shape != want:
+            got = tuple(weights[name].shape)
+            raise UnsupportedCheckpoint(f"model.safetensors: shape of {name} must be {want}: {got}")
+        if weights[name].dtype not in WEIGHT_DTYPES or not bool(weights[name].isfinite().all()):
+            raise UnsupportedCheckpoint(f"model.safetensors: {name} must hold numbers in fp32, fp16 or bf16")
+    table, bias = (weights[name].to(torch.float32, copy=True) for name in (TABLE, BIAS))
+    if not bool((table[:, -1] > 0).all()):
+        raise UnsupportedCheckpoint(f"model.safetensors: {TABLE} must have squares in its last column")
+    return NGrams(keys, table, bias, vocab_size)

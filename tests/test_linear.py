@@ -148,7 +148,7 @@ LOST = Facts(
     rows=500,
     labels=10,
     from_scratch=True,
-    has_ngrams=False,
+    lacks_ngrams=True,
     epochs=3,
     best_epoch=3,
     is_learning=True,
@@ -170,7 +170,7 @@ def test_an_encoder_that_does_not_win_is_told_what_to_try() -> None:
     ):
         assert advice in told
     plain = dataclasses.replace(
-        LOST, rows=5000, from_scratch=False, has_ngrams=True, best_epoch=1, is_learning=False, cut=0.0
+        LOST, rows=5000, from_scratch=False, lacks_ngrams=False, best_epoch=1, is_learning=False, cut=0.0
     )
     [why] = reasons(dataclasses.replace(plain, verdicts=[("below", 300)]))
     assert "best after epoch 1 of 3" in why

@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from samples import TINY
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.attribution import masked
 from model.batch import make_batch
 from model.bundle import load_bundle
-from model.cpu import pack
+from model.cpu import pack, quantize
+from model.cuda import fill, varlen_batch
+from model.encoder import Classifier
 from model.explain import TOLERANCE, explain
 from model.forward import forward_rows
 from model.manifest import BundleError
@@ -27,11 +30,14 @@ from model.scores import MULTI, SINGLE
 from model.tokens import Row
 from training.build import TrainConfig
 from training.data import Dataset, Example, targets
+from training.linear import fit_line
 from training.ngrams import TokenGrams, add_ngrams
+from training.retrain import settings_of
 from training.run import Run, set_up
 from training.train import train
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from model.scores import ProblemType
@@ -59,12 +65,13 @@ def run_of(problem: ProblemType = SINGLE) -> Run:
     return run
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[SINGLE, MULTI])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A bundle with n-grams, of an encoder that was trained for one epoch."""
     out = tmp_path_factory.mktemp("ngrams") / "b"
     config = replace(TINY, ngrams=True, epochs=1, weights="fp16")
-    train(config, pairs_that_decide(3000, 0), pairs_that_decide(300, 1), None, out, device=CPU)
+    rows, dev = pairs_that_decide(3000, 0, request.param), pairs_that_decide(300, 1, request.param)
+    train(config, rows, dev, None, out, device=CPU)
     return out
 
 
@@ -73,15 +80,17 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def table(*lines: tuple[int, list[float]]) -> NGrams:
+def table(*lines: tuple[int, list[float]], bias: Sequence[float] = (0.0,)) -> NGrams:
     keys, numbers = zip(*lines, strict=True)
-    return NGrams(torch.tensor(keys), torch.tensor(numbers), vocab_size=10)
+    return NGrams(torch.tensor(keys), torch.tensor(numbers), torch.tensor(bias), vocab_size=10)
 
 
 def test_a_row_has_the_sum_of_its_tokens_and_pairs_over_the_root_of_their_squares() -> None:
-    ngrams = table((5, [1.0, -1.0, 4.0]), (6, [0.0, 2.0, 9.0]), (66, [5.0, 0.0, 3.0]))  # 66: 5 before 6
+    ngrams = table(
+        (5, [1.0, -1.0, 4.0]), (6, [0.0, 2.0, 9.0]), (66, [5.0, 0.0, 3.0]), bias=(0.5, 0.25)
+    )  # 66: 5 before 6
     logits = ngrams(make_batch(ROWS, "padded"))
-    expected = torch.tensor([[6 / 4, 1 / 4], [0, 2 / 3], [7 / 20**0.5, 0]])
+    expected = torch.tensor([[6 / 4, 1 / 4], [0, 2 / 3], [7 / 20**0.5, 0]]) + torch.tensor([0.5, 0.25])
     torch.testing.assert_close(logits, expected)
 
 
@@ -97,6 +106,9 @@ def test_the_layout_of_a_pass_makes_no_difference() -> None:
     padded, packed, varlen = (ngrams(make_batch(ROWS, layout)) for layout in ("padded", "packed", "varlen"))
     torch.testing.assert_close(padded, packed)
     torch.testing.assert_close(padded, varlen)
+    of_graph = ngrams(varlen_batch(*fill(make_batch(ROWS, "varlen"), 64), longest=64))  # with rows of no token
+    torch.testing.assert_close(padded, of_graph[: len(ROWS)])
+    assert of_graph.isfinite().all()
 
 
 def test_what_the_tokens_add_is_what_the_row_has() -> None:
@@ -113,13 +125,60 @@ def test_the_network_says_what_encoder_and_line_say_each_as_far_as_it_is_heard(p
     rows = run.rows(run.dev)
     of_encoder = forward_rows(run.classifier, rows)
     kept = add_ngrams(run)
-    assert run.classifier.ngrams is not None
+    assert kept is not None
     both = forward_rows(run.classifier, rows)
-    by_table = run.classifier.ngrams(make_batch(rows, "varlen")).numpy()
-    rest = both - by_table - kept["encoder_heard"] * of_encoder
-    assert rest == pytest.approx(np.broadcast_to(rest[0], rest.shape), abs=1e-4)  # a bias
+    by_line = fit_line(run.train, run.dev, LABELS, TokenGrams(run)).margins(run.dev.texts)
+    expected = kept["heard"] * by_line + kept["encoder_heard"] * of_encoder + kept["offset"]
+    assert both == pytest.approx(expected, abs=1e-4)
     right = (both > 0) == targets(run.dev, LABELS) if problem == MULTI else both.argmax(1) == targets(run.dev, LABELS)
     assert right.mean() > 0.9
+
+
+def test_features_are_tf_idf_of_tokens_and_pairs() -> None:
+    run = run_of()
+    texts = ["ba de", "ba fi", "the ba ba"]
+    features = TokenGrams(run).fit(texts)
+    rows = features.transform([*texts, "go", ""]).toarray()
+    theirs = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit(texts)
+    expected = theirs.transform([*texts, "go", ""]).toarray()
+    assert sorted(rows[0]) == pytest.approx(sorted(expected[0]))
+    assert sorted(rows[1]) == pytest.approx(sorted(expected[1]))
+    assert np.count_nonzero(rows[2]) == 4  # the, ba, the ba, ba ba
+    assert rows[2].max() / rows[2][rows[2] > 0].min() == pytest.approx(2 / (1 + np.log(2)))  # ba twice, over the
+    assert not rows[3:].any()
+
+
+def test_of_a_label_without_training_rows_the_ngrams_say_nothing() -> None:
+    run = run_of()
+    run = replace(run, labels=[*LABELS, "new"], classifier=Classifier(run.classifier.config, num_labels=3).eval())
+    rows = run.rows(run.dev)
+    of_encoder = forward_rows(run.classifier, rows)
+    kept = add_ngrams(run)
+    assert kept is not None
+    assert forward_rows(run.classifier, rows)[:, 2] == pytest.approx(kept["encoder_heard"] * of_encoder[:, 2], abs=1e-5)
+
+
+def test_texts_of_unknown_tokens_alone_have_no_ngrams(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of()
+    unknown = [Example("שלום", example.labels) for example in run.train.examples]
+    run = replace(run, train=replace(run.train, examples=unknown))
+    assert add_ngrams(run) is None
+    assert run.classifier.ngrams is None
+    assert "no token but special ones" in capsys.readouterr().err
+
+
+def test_ngrams_and_balanced_labels_are_refused_together() -> None:
+    with pytest.raises(ValueError, match="ngrams=true undoes class_weights=balanced"):
+        TrainConfig(ngrams=True, class_weights="balanced")
+
+
+def test_a_candidate_has_ngrams_where_production_has_them(folder: Path) -> None:
+    production = load_bundle(folder)
+    assert settings_of(TrainConfig(), production).ngrams
+    assert production.manifest is not None
+    plain = replace(production, manifest=replace(production.manifest, made_by={}))
+    assert not settings_of(TrainConfig(), plain).ngrams
+    assert settings_of(TrainConfig(ngrams=True), plain).ngrams
 
 
 def test_no_ngram_has_a_special_token_and_the_rarest_are_left_out_where_there_are_too_many(
@@ -140,8 +199,9 @@ def test_no_ngram_has_a_special_token_and_the_rarest_are_left_out_where_there_ar
 
 def test_a_bundle_with_ngrams_is_loaded_as_it_was_made_and_says_that_it_has_them(folder: Path) -> None:
     bundle = load_bundle(folder)  # the probes are checked
-    assert bundle.classifier.ngrams is not None
     assert bundle.manifest is not None
+    assert bundle.classifier.ngrams is not None
+    assert "how far its n-grams are heard" in (folder / "README.md").read_text(encoding="utf-8")
     kept = bundle.manifest.made_by["ngrams"]
     assert kept["n"] == len(bundle.classifier.ngrams.keys)
     assert bundle.manifest.metrics["dev"]["accuracy"] > 0.9
@@ -150,8 +210,9 @@ def test_a_bundle_with_ngrams_is_loaded_as_it_was_made_and_says_that_it_has_them
 
 def test_transformers_reads_the_encoder_alone(folder: Path) -> None:
     bundle, texts = load_bundle(folder), [str(text) for text in pairs_that_decide(5, 2).texts]
-    bundle.classifier.ngrams = None
-    mine = forward_rows(bundle.classifier, bundle.tokenizer.encode(texts, bundle.max_tokens))
+    rows = bundle.tokenizer.encode(texts, bundle.max_tokens)
+    assert bundle.classifier.ngrams is not None
+    mine = forward_rows(bundle.classifier, rows) - bundle.classifier.ngrams(make_batch(rows, "varlen")).numpy()
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
@@ -173,7 +234,9 @@ def test_as_a_cpu_runs_it_fastest_it_shares_the_table(folder: Path) -> None:
     assert fast.ngrams is not None
     assert fast.ngrams.table.data_ptr() == classifier.ngrams.table.data_ptr()
     rows = bundle.tokenizer.encode([str(text) for text in pairs_that_decide(20, 2).texts], bundle.max_tokens)
-    assert forward_rows(fast, rows) == pytest.approx(forward_rows(classifier, rows), abs=1e-4)
+    expected = forward_rows(classifier, rows)
+    assert forward_rows(fast, rows) == pytest.approx(expected, abs=1e-4)
+    assert forward_rows(quantize(classifier, rows), rows) == pytest.approx(expected, abs=0.1)
 
 
 def test_an_explanation_adds_up_with_what_the_ngrams_say(folder: Path) -> None:
@@ -193,11 +256,15 @@ def test_an_explanation_adds_up_with_what_the_ngrams_say(folder: Path) -> None:
     ("change", "message"),
     [
         (lambda w: w.pop("ngrams.table"), "no weight named ngrams.table"),
-        (lambda w: w.update({"ngrams.keys": w["ngrams.keys"].flip(0)}), "ngrams.keys must be whole numbers in asc"),
-        (lambda w: w.update({"ngrams.keys": w["ngrams.keys"].float()}), "ngrams.keys must be whole numbers in asc"),
+        (lambda w: w.update({"ngrams.keys": w["ngrams.keys"].flip(0)}), "ngrams.keys must be whole numbers from 0"),
+        (lambda w: w.update({"ngrams.keys": w["ngrams.keys"].float()}), "ngrams.keys must be whole numbers from 0"),
+        (lambda w: w.update({"ngrams.keys": w["ngrams.keys"][:0].clone()}), "ngrams.keys must be whole numbers from 0"),
+        (lambda w: w["ngrams.keys"][0].fill_(-1), "ngrams.keys must be whole numbers from 0"),
+        (lambda w: w.update({"ngrams.bias": w["ngrams.bias"][:1].clone()}), "shape of ngrams.bias must be"),
+        (lambda w: w.update({"ngrams.table": w["ngrams.table"].to(torch.int8)}), "ngrams.table must hold numbers"),
         (lambda w: w.update({"ngrams.table": w["ngrams.table"][:, :2].clone()}), "shape of ngrams.table must be"),
         (lambda w: w["ngrams.table"][0, 0].fill_(float("nan")), "ngrams.table must hold numbers"),
-        (lambda w: w["ngrams.table"][0, -1].fill_(-1), "squares in its last column"),
+        (lambda w: w["ngrams.table"][0, -1].fill_(0), "squares in its last column"),
     ],
 )
 def test_a_table_that_is_none_is_refused_by_name(copy: Path, change: Any, message: str) -> None:

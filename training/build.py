@@ -99,6 +99,8 @@ class TrainConfig:
             raise ValueError(f"teacher_weight is not in [0, 1]: {self.teacher_weight}")
         if self.made_texts is not None and self.made_texts < 0:
             raise ValueError(f"made_texts is not a number from 0 on: {self.made_texts}")
+        if self.ngrams and self.class_weights == "balanced":
+            raise ValueError("ngrams=true undoes class_weights=balanced, as n-grams learn how frequent each label is")
         check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure", "r_drop")
         if self.longest < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")

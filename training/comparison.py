@@ -48,7 +48,7 @@ class Facts:
     rows: int
     labels: int
     from_scratch: bool
-    has_ngrams: bool
+    lacks_ngrams: bool  # it may have them beside it, and has none
     epochs: int
     best_epoch: int  # counted from 1
     is_learning: bool  # dev got clearly better to the end
@@ -120,7 +120,7 @@ def facts(
         rows=len(run.train.examples),
         labels=len(run.labels),
         from_scratch=run.start is None,
-        has_ngrams=run.config.ngrams,
+        lacks_ngrams=not run.config.ngrams and all(isinstance(text, str) for text in run.train.texts),
         epochs=len(history),
         best_epoch=max(i for i, epoch in enumerate(history, 1) if epoch["best_so_far"]),
         is_learning=is_learning(history),
@@ -146,10 +146,10 @@ def reasons(facts: Facts) -> list[str]:
             "it starts from scratch and knows no language: start from an encoder, --init minilm (English), or from "
             "heed pretrain on texts like these"
         )
-    if not facts.has_ngrams:
+    if facts.lacks_ngrams:
         found.append(
-            "it has no room for what word pairs say: a table of them beside it, --set ngrams=true (transformers then "
-            "reads the encoder alone)"
+            "words and pairs of them may say more than it keeps: a table of them beside it, --set ngrams=true "
+            "(transformers then reads the encoder alone)"
         )
     if facts.rows < FEW_OF_LABEL * facts.labels:
         found.append(f"{facts.rows:,} rows are few for {facts.labels} labels: label more, most for the weakest labels")

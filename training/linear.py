@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.sparse import hstack
@@ -82,16 +82,29 @@ class LinearLine:
         return {"grams": self.features.grams, "strength": self.strength, "rows": self.rows}
 
 
-class Features:
+class Features(Protocol):
+    """Texts as numbers."""
+
+    grams: list[str]  # their kinds, in words
+    limit: int  # characters of the texts to learn from
+
+    def fit(self, texts: Sequence[Text]) -> object:
+        """Learn the n-grams and how rare they are."""
+
+    def transform(self, texts: Sequence[Text]) -> Any:
+        """Sparse (N, V)."""
+
+
+class TextGrams:
     """TF-IDF of n-grams; of a pair those of each text, and those of both."""
 
     def __init__(self, grams: Sequence[str], is_paired: bool) -> None:
         self.grams, self.is_paired = list(grams), is_paired
-        self.limit = min(MAX_CHARACTERS[name] for name in grams)  # characters of the texts to learn from
+        self.limit = most_characters(grams)
         common = {"sublinear_tf": True, "max_features": MAX_FEATURES, "dtype": np.float32}
         self.union = FeatureUnion([(name, TfidfVectorizer(**GRAMS[name], **common)) for name in grams])
 
-    def fit(self, texts: Sequence[Text]) -> Features:
+    def fit(self, texts: Sequence[Text]) -> TextGrams:
         """Learn the n-grams and how rare they are."""
         self.union.fit([side for text in texts for side in sides(text)[: 1 + self.is_paired]])
         return self
@@ -111,7 +124,7 @@ def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str], features: Feat
 
     Without `features`, on n-grams of words or characters, as the texts are written.
     """
-    features = features or Features(choose_grams(train.texts), any(not isinstance(text, str) for text in train.texts))
+    features = features or TextGrams(choose_grams(train.texts), any(not isinstance(text, str) for text in train.texts))
     train, dev = (
         part.subset(part.name, [part.examples[i] for i in sample(part, features.limit)]) for part in (train, dev)
     )
@@ -181,6 +194,11 @@ def choose_grams(texts: Sequence[Text]) -> list[str]:
     enough = ENOUGH * (spaced + unspaced)
     kinds = [name for name, n in (("words", spaced), ("characters", unspaced)) if n >= enough and n]
     return kinds or ["characters"]  # of texts without a letter
+
+
+def most_characters(grams: Sequence[str]) -> int:
+    """Of texts to learn such n-grams from."""
+    return min(MAX_CHARACTERS[name] for name in grams)
 
 
 def sample(dataset: Dataset, max_characters: int) -> list[int]:

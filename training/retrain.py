@@ -245,13 +245,14 @@ def was_promoted(model: RegisteredModel, version: str, history: History) -> bool
 
 
 def settings_of(config: TrainConfig, production: Bundle) -> TrainConfig:
-    """The settings, and where they say nothing what production is: as wide a view, the same type of weights."""
+    """The settings, and where they say nothing what production is: as wide a view, weights of its type, n-grams."""
     made_with = production.manifest.made_by.get("config", {}) if production.manifest else {}
     return dataclasses.replace(
         config,
         max_tokens=config.max_tokens or production.max_tokens,
         weights=made_with.get("weights", config.weights) if config.weights == "fp32" else config.weights,
         out_of_scope_label=config.out_of_scope_label or outside_label(production),
+        ngrams=config.ngrams or made_with.get("ngrams", False),
     )
 
 
