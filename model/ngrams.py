@@ -43,14 +43,13 @@ class NGrams(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A Batch of B rows -> fp32 logits (B, C)."""
-        single, pair = self._found(batch)
+        single, pair = self._found(batch).unbind()
         sums = add_up(single + pair, batch)[:-1]
-        logits: Tensor = sums[:, :-1] * over_root(sums[:, -1:]) + self.bias
-        return logits
+        return sums[:, :-1] * over_root(sums[:, -1:]) + self.bias
 
     def of_tokens(self, batch: Batch) -> Tensor:
         """What each token adds to the logits of its row (T, C), without the bias; of a pair each has half."""
-        single, pair = self._found(batch)
+        single, pair = self._found(batch).unbind()
         squares = add_up(single[:, -1:] + pair[:, -1:], batch)[batch.rows]  # (T, 1)
         added = single[:, :-1] + pair[:, :-1] / 2
         added[:-1] += pair[1:, :-1] / 2
