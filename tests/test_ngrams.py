@@ -202,10 +202,20 @@ def test_a_bundle_with_ngrams_is_loaded_as_it_was_made_and_says_that_it_has_them
     assert bundle.manifest is not None
     assert bundle.classifier.ngrams is not None
     assert "how far its n-grams are heard" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "ngrams" not in "".join(bundle.manifest.made_by["linear"]["why"])  # what is to be tried
     kept = bundle.manifest.made_by["ngrams"]
     assert kept["n"] == len(bundle.classifier.ngrams.keys)
     assert bundle.manifest.metrics["dev"]["accuracy"] > 0.9
     assert f"{kept['n']:,} tokens and pairs" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_loaded_table_is_not_a_view_of_its_file(copy: Path) -> None:
+    bundle, file = load_bundle(copy), copy / "model.safetensors"
+    assert bundle.classifier.ngrams is not None
+    before = [tensor.clone() for tensor in bundle.classifier.ngrams.buffers()]
+    with file.open("r+b") as written:
+        written.write(bytes(file.stat().st_size))
+    assert all(map(torch.equal, before, bundle.classifier.ngrams.buffers()))
 
 
 def test_transformers_reads_the_encoder_alone(folder: Path) -> None:
@@ -250,6 +260,20 @@ def test_an_explanation_adds_up_with_what_the_ngrams_say(folder: Path) -> None:
     assert sum(why.scores) + why.gap == pytest.approx(of_text - of_blank, abs=1e-3)
     assert why.scores[0] == why.scores[-1] == 0
     assert max(why.scores[-3:-1]) > max(why.scores[1:3])  # the last two words decide
+
+
+def test_of_three_labels_an_explanation_adds_up_with_the_bias_too() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(run_of().classifier.config, num_labels=3).eval()
+    for parameter in classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    lines = [(5, [1.0, -1.0, 0.5, 4.0]), (6, [0.0, 2.0, -3.0, 9.0]), (66, [5.0, 0.0, 1.0, 3.0])]
+    classifier.ngrams = table(*lines, bias=(4.0, -2.0, 0.0))
+    text, blank = ROWS[0], replace(ROWS[0], ids=[1, 3, 3, 2])
+    why = explain(classifier, text, blank, 0)
+    of_blank, of_text = (z[0] - np.logaddexp(z[1], z[2]) for z in forward_rows(classifier, [blank, text]))
+    assert abs(why.gap) <= TOLERANCE
+    assert sum(why.scores) + why.gap == pytest.approx(of_text - of_blank, abs=1e-3)
 
 
 @pytest.mark.parametrize(
