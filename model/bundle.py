@@ -86,9 +86,7 @@ def load_bundle(folder: Path) -> Bundle:
         check_task(theirs)
         config, weights = read_config(theirs), read_weights(folder)
         check_sizes(config, sum(weight.numel() for weight in weights.values()))  # before memory is taken for it
-        classifier = unfilled(config, num_labels=len(labels))
-        load_weights(classifier, weights)
-        classifier.ngrams = read_ngrams(weights, config.vocab_size, len(labels))
+        classifier = _classifier_of(config, weights, num_labels=len(labels))
         tokenizer = read_tokenizer(folder, settings)
         check_tokenizer(tokenizer, classifier.config, settings)
     except ValueError as error:
@@ -154,6 +152,14 @@ def save_encoder(
         described = {"architectures": [architecture], "tie_word_embeddings": True}
         _write_checkpoint(partial, model, tokenizer, model.config.max_tokens, weights, described, files)
         return content_hash(partial)
+
+
+def _classifier_of(config: EncoderConfig, weights: Mapping[str, torch.Tensor], num_labels: int) -> Classifier:
+    """The network that has a checkpoint's weights, with its n-grams where it has them."""
+    classifier = unfilled(config, num_labels)
+    load_weights(classifier, weights)
+    classifier.ngrams = read_ngrams(weights, config.vocab_size, num_labels)
+    return classifier
 
 
 def unfilled(config: EncoderConfig, num_labels: int) -> Classifier:
@@ -243,10 +249,7 @@ def _check(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
 def _probes(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> list[dict[str, Any]]:
     """Probe texts with the logits of the weights as they were stored."""
     theirs = read_json(folder / "config.json")
-    weights, num_labels = read_weights(folder), len(label_names(theirs))
-    stored = Classifier(read_config(theirs), num_labels)
-    load_weights(stored, weights)
-    stored.ngrams = read_ngrams(weights, stored.config.vocab_size, num_labels)
+    stored = _classifier_of(read_config(theirs), read_weights(folder), num_labels=len(label_names(theirs)))
     logits = forward_rows(stored, tokenizer.encode(PROBES, max_tokens))
     return [{"text": text, "logits": row} for text, row in zip(PROBES, logits.tolist(), strict=True)]
 

@@ -107,14 +107,18 @@ def load_weights(network: Network, weights: Mapping[str, Tensor], *, bare: bool 
         if missing:
             raise UnsupportedCheckpoint(f"model.safetensors has no weight named {missing[0]}")
         value = torch.cat([weights[name] for name in names])
-        if value.shape != tensor.shape:
-            got, want = tuple(value.shape), tuple(tensor.shape)
-            raise UnsupportedCheckpoint(f"model.safetensors: shape of {names[0]} must be {want}: {got}")
+        check_shape(names[0], value, tensor.shape)
         if value.dtype not in WEIGHT_DTYPES:
             raise UnsupportedCheckpoint(
                 f"model.safetensors: type of {names[0]} is not fp32, fp16 or bf16: {value.dtype}"
             )
         tensor.data.copy_(value)
+
+
+def check_shape(name: str, value: Tensor, want: Sequence[int]) -> None:
+    """Raises UnsupportedCheckpoint where a weight of the file has another shape than it must have."""
+    if tuple(value.shape) != tuple(want):
+        raise UnsupportedCheckpoint(f"model.safetensors: shape of {name} must be {tuple(want)}: {tuple(value.shape)}")
 
 
 def keep_labels(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from model.convert import WEIGHT_DTYPES
+from model.convert import WEIGHT_DTYPES, check_shape
 from model.family import UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ def read_ngrams(weights: Mapping[str, Tensor], vocab_size: int, num_labels: int)
     if not is_ascending or keys[0] < 0:
         raise UnsupportedCheckpoint(f"model.safetensors: {KEYS} must be whole numbers from 0 on, in ascending order")
     for name, want in ((TABLE, (len(keys), num_labels + 1)), (BIAS, (num_labels,))):
-        if weights[name].shape != want:
-            got = tuple(weights[name].shape)
-            raise UnsupportedCheckpoint(f"model.safetensors: shape of {name} must be {want}: {got}")
+        check_shape(name, weights[name], want)
         if weights[name].dtype not in WEIGHT_DTYPES or not bool(weights[name].isfinite().all()):
             raise UnsupportedCheckpoint(f"model.safetensors: {name} must hold numbers in fp32, fp16 or bf16")
     table, bias = (weights[name].to(torch.float32, copy=True) for name in (TABLE, BIAS))

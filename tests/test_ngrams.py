@@ -137,7 +137,8 @@ def test_the_network_says_what_encoder_and_line_say_each_as_far_as_it_is_heard(p
 def test_features_are_tf_idf_of_tokens_and_pairs() -> None:
     run = run_of()
     texts = ["ba de", "ba fi", "the ba ba"]
-    features = TokenGrams(run).fit(texts)
+    features = TokenGrams(run)
+    features.fit_transform(texts)
     rows = features.transform([*texts, "go", ""]).toarray()
     theirs = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit(texts)
     expected = theirs.transform([*texts, "go", ""]).toarray()
@@ -185,13 +186,15 @@ def test_no_ngram_has_a_special_token_and_the_rarest_are_left_out_where_there_ar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = run_of()
-    features = TokenGrams(run).fit(run.train.texts)
+    features = TokenGrams(run)
+    assert (features.fit_transform(run.train.texts) != features.transform(run.train.texts)).nnz == 0
     before, last = np.divmod(features.keys, run.classifier.config.vocab_size)
     special = run.tokenizer.special_ids
     assert not np.isin(last, special).any()
     assert not np.isin(before - 1, special).any()
     monkeypatch.setattr("training.ngrams.MAX_NUMBERS", 90)
-    fewer = TokenGrams(run).fit(run.train.texts)
+    fewer = TokenGrams(run)
+    fewer.fit_transform(run.train.texts)
     assert len(fewer.keys) == 30
     assert {*fewer.keys} < {*features.keys}
     assert fewer.idf.max() <= np.sort(features.idf)[29]

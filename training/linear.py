@@ -88,8 +88,8 @@ class Features(Protocol):
     grams: list[str]  # their kinds, in words
     limit: int  # characters of the texts to learn from
 
-    def fit(self, texts: Sequence[Text]) -> object:
-        """Learn the n-grams and how rare they are."""
+    def fit_transform(self, texts: Sequence[Text]) -> Any:
+        """Learn the n-grams and how rare they are; what transform() says of the same texts."""
 
     def transform(self, texts: Sequence[Text]) -> Any:
         """Sparse (N, V)."""
@@ -104,10 +104,10 @@ class TextGrams:
         common = {"sublinear_tf": True, "max_features": MAX_FEATURES, "dtype": np.float32}
         self.union = FeatureUnion([(name, TfidfVectorizer(**GRAMS[name], **common)) for name in grams])
 
-    def fit(self, texts: Sequence[Text]) -> TextGrams:
-        """Learn the n-grams and how rare they are."""
+    def fit_transform(self, texts: Sequence[Text]) -> Any:
+        """Learn the n-grams and how rare they are; sparse (N, V)."""
         self.union.fit([side for text in texts for side in sides(text)[: 1 + self.is_paired]])
-        return self
+        return self.transform(texts)
 
     def transform(self, texts: Sequence[Text]) -> Any:
         """Sparse (N, V)."""
@@ -128,8 +128,7 @@ def fit_line(train: Dataset, dev: Dataset, labels: Sequence[str], features: Feat
     train, dev = (
         part.subset(part.name, [part.examples[i] for i in sample(part, features.limit)]) for part in (train, dev)
     )
-    features.fit(train.texts)
-    X, X_dev = features.transform(train.texts), features.transform(dev.texts)
+    X, X_dev = features.fit_transform(train.texts), features.transform(dev.texts)
     truth, dev_truth = _truth(train, labels), _truth(dev, labels)
 
     def of_strength(strength: float) -> tuple[float, LinearLine]:

@@ -45,8 +45,11 @@ class TokenGrams:
         self.keys: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # (F,)
         self.idf: NDArray[np.float64] = np.empty(0)  # (F,)
 
-    def fit(self, texts: Sequence[Text]) -> TokenGrams:
-        """Learn the n-grams, none with a special token, and how rare they are. Raises NoNGrams where there is none."""
+    def fit_transform(self, texts: Sequence[Text]) -> Any:
+        """Learn the n-grams, none with a special token, and how rare they are; sparse (N, F).
+
+        Raises NoNGrams where there is none.
+        """
         keys, rows = self._read(texts)
         before, last = np.divmod(keys, self.vocab_size)  # before: of a single token 0, else id + 1
         special = np.array(self.run.tokenizer.special_ids)
@@ -61,17 +64,20 @@ class TokenGrams:
         chosen = np.sort(np.argsort(-texts_with, kind="stable")[:most])
         self.keys = known[chosen]
         self.idf = np.log((1 + len(texts)) / (1 + texts_with[chosen])) + 1
-        return self
+        return self._weighed(keys, rows, len(texts))
 
     def transform(self, texts: Sequence[Text]) -> Any:
         """Sparse (N, F)."""
-        keys, rows = self._read(texts)
+        return self._weighed(*self._read(texts), len(texts))
+
+    def _weighed(self, keys: NDArray[np.int64], rows: NDArray[np.int64], n: int) -> Any:
+        """The n-grams of n texts by how rare they are, sparse (n, F); none that was not learned."""
         at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         is_known = self.keys[at] == keys
         at, rows = at[is_known], rows[is_known]
         idf = self.idf[at]
-        square = np.bincount(rows, weights=idf**2, minlength=len(texts))
-        return csr_matrix((idf / np.sqrt(square[rows]), (rows, at)), shape=(len(texts), len(self.keys)))
+        square = np.bincount(rows, weights=idf**2, minlength=n)
+        return csr_matrix((idf / np.sqrt(square[rows]), (rows, at)), shape=(n, len(self.keys)))
 
     def _read(self, texts: Sequence[Text]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The keys of all n-grams of the texts, and the text of each."""
