@@ -1,8 +1,9 @@
-"""Self-attention over a batch: who sees whom, where tokens are, and the three ways to compute it.
+"""Self-attention over a batch: who sees whom, where tokens are, and the four ways to compute it.
 
   a segment at a time   scaled dot-product attention on rectangles of rows of one length
   banded                the same for layers that see only a window: time and memory linear in the length
   varlen                flash attention over rows that lie one after another (CUDA, half precision)
+  in products           rectangles as two batched matrix products (CPU, bf16 without a matrix unit)
 
 What a layer may see is a View, made once a pass for all layers of a kind. Called by model/encoder.py.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 
 LONGEST_PLAIN = 256  # tokens of a row
+# What products take: passes of at least so many tokens, of rows that are a multiple of so many. And of so many at most,
+# as oneDNN makes a kernel for each number of rows that a product has, and keeps it, in half a megabyte.
+LEAST_IN_PRODUCTS, PRODUCT_MULTIPLE, PRODUCT_TOKENS = 64, 16, 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class View:
     reach is how far a token sees to each side, None without end. masks has one entry a segment: what is added
     to the scores, 0 or -inf (True where a query may see a key, if positions are relative); None where it sees
     all. rotation is (cos, sin), each (T, 1, K), None where positions are not rotary. cu_seqlens (B + 1,) and
-    longest describe the rows of the varlen layout.
+    longest describe the rows of the varlen layout. in_products: attention is two matrix products and a softmax.
     """
 
     segments: Sequence[Segment]
@@ -54,6 +59,7 @@ class View:
     relative: Relative | None = None
     cu_seqlens: Tensor | None = None
     longest: int = 0
+    in_products: bool = False
 
 
 def make_view(
@@ -69,7 +75,25 @@ def make_view(
     masks = [segment_mask(segment, batch.rows, reach) for segment in batch.segments]
     if relative is None:  # the kernel would turn True into 0 and False into -inf again in every layer
         masks = [None if m is None else torch.zeros_like(m, dtype=dtype).masked_fill_(~m, -math.inf) for m in masks]
-    return View(batch.segments, masks, reach, rotation, relative)
+    in_products = relative is None and batch.ids.device.type == "cpu" and suits_products(batch.segments, dtype, reach)
+    return View(batch.segments, masks, reach, rotation, relative, in_products=in_products)
+
+
+def suits_products(segments: Sequence[Segment], dtype: torch.dtype, reach: int | None) -> bool:
+    """Whether a CPU is faster in products than in PyTorch's fused kernel, which is slow in bf16 without AMX."""
+    return (
+        dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and is_without_amx()
+        and segments[-1].span.stop >= LEAST_IN_PRODUCTS
+        and all(s.length % PRODUCT_MULTIPLE == 0 and not is_banded(s.length, reach) for s in segments)
+    )
+
+
+@cache
+def is_without_amx() -> bool:
+    """Whether this CPU has no matrix unit."""
+    return not torch.cpu._is_amx_tile_supported()
 
 
 def is_banded(length: int, reach: int | None) -> bool:
@@ -125,6 +149,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def attend_in_products(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of rows (rows, L, 3, H, K), queries, keys and values -> (rows * L, D). For inference alone.
+
+    A few rows at a time, that stay in the cache; few calls for each, as each wants Python's lock, for which the passes
+    of other threads wait.
+    """
+    rows, length, _, heads, width = qkv.shape
+    sizes = powers_of_two(rows, max(1, PRODUCT_TOKENS // length))
+    masks = [None] * len(sizes) if mask is None else mask.expand(rows, -1, -1, -1).split(sizes)
+    parts = []
+    for size, part, seen in zip(sizes, qkv.split(sizes), masks, strict=True):
+        q, k, v = part.permute(2, 0, 3, 1, 4).reshape(3, size * heads, length, width).unbind(0)  # each (N, L, K)
+        scores = torch.bmm(q, k.transpose(1, 2)).view(size, heads, length, length)
+        scores = scores.mul_(scale) if seen is None else torch.add(seen, scores, alpha=scale)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)  # in bf16 it takes up to three times as long
+        y = torch.bmm(weights.view(-1, length, length), v).view(size, heads, length, width)
+        parts.append(y.transpose(1, 2).reshape(-1, heads * width))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def powers_of_two(total: int, most: int) -> list[int]:
+    """Powers of two, the largest first, none above `most`, with this sum."""
+    largest = 1 << (most.bit_length() - 1)
+    rest = [1 << bit for bit in reversed(range(largest.bit_length())) if (total % largest) >> bit & 1]
+    return [largest] * (total // largest) + rest
 
 
 def in_windows(x: Tensor, reach: int) -> Tensor:
@@ -224,6 +275,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, view: View) -> Tensor:
         """(T, D) -> (T, D)."""
+        if view.in_products:
+            y: Tensor = self.out(self._products(x, view))
+            return y
         q, k, v = self.project(x, view)
         out: Tensor = self.out(
             self._varlen(q, k, v, view) if view.cu_seqlens is not None else self._parts(q, k, v, view)
@@ -236,6 +290,20 @@ class SelfAttention(nn.Module):
         if view.rotation is not None:
             q, k = rotate(q, *view.rotation), rotate(k, *view.rotation)
         return q, k, v
+
+    def _products(self, x: Tensor, view: View) -> Tensor:
+        """A segment at a time, in products: (T, D) -> (T, D)."""
+        qkv = self.qkv(x).view(-1, 3, self.heads, self.head_width)
+        if view.rotation is not None:
+            q, k, v = qkv.unbind(1)
+            qkv = torch.stack((rotate(q, *view.rotation), rotate(k, *view.rotation), v), dim=1)
+        parts = []
+        for segment, mask in zip(view.segments, view.masks, strict=True):
+            rows = qkv[segment.span].view(segment.rows, segment.length, *qkv.shape[1:])
+            parts.append(attend_in_products(rows, mask, self.scale))  # (rows * L, D)
+        if beyond := len(x) - view.segments[-1].span.stop:
+            parts.append(x.new_zeros(beyond, x.shape[1]))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """Rows one after another: (T, H, K) -> (T, D)."""

@@ -36,7 +36,7 @@ MAX_VARLEN_HEAD = 256  # widest head of the flash attention kernel, in multiples
 MULTIPLE = 16  # attention on a CPU takes half the time where the width is a multiple of it
 # oneDNN makes a kernel for each number of tokens that a layer sees, in milliseconds, and keeps it, in half a megabyte.
 TOKEN_STEP, TOKEN_STEPS = 8, 8  # so there are multiples of 8, and above 64 eight numbers to a doubling
-SHARED_WIDTHS = (32, 48, 64, 96, 128)  # of blocks that rows share; what is longer has its own
+SHARED_WIDTHS = tuple(range(32, 129, MULTIPLE))  # of blocks that rows share; what is longer has its own
 WIDTH_COST = 700  # tokens of width that double what a token costs: attention grows with the width
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
-from model.attention import LONGEST_PLAIN, attend
+from model.attention import LONGEST_PLAIN, PRODUCT_TOKENS, attend, attend_in_products, powers_of_two
 from model.batch import Batch, Layout, make_batch
 from model.bundle import load_encoder
 from model.convert import load_weights
@@ -82,6 +82,52 @@ def test_attention_with_gradients_is_what_it_is_without_and_they_are_those_of_th
     torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (plain, fused)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(
+    ("rows", "length"), [(1, 64), (7, 32), (PRODUCT_TOKENS // 48 + 1, 48), (3, PRODUCT_TOKENS + 16)]
+)
+def test_attention_in_products_is_that_of_the_fused_kernel(
+    rows: int, length: int, dtype: torch.dtype, atol: float
+) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(rows, length, 3, 4, 8).to(dtype)
+    padding, shared = torch.zeros(rows, 1, 1, length, dtype=dtype), torch.zeros(rows, 1, length, length, dtype=dtype)
+    for row, seen in enumerate(padding):
+        seen[..., length - 5 - row :] = float("-inf")
+    shared[..., :20, 20:] = shared[..., 20:, :20] = float("-inf")
+    for mask in (None, padding, shared, shared[:1, 0]):
+        each = mask if mask is None or mask.dim() == 4 else mask.expand(rows, 1, length, length)
+        q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
+        fused = F.scaled_dot_product_attention(q, k, v, attn_mask=each, scale=0.3).transpose(1, 2)
+        with torch.inference_mode():
+            ours = attend_in_products(qkv, mask, 0.3)
+        torch.testing.assert_close(ours, fused.reshape(rows * length, 32), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 16, 41])
+def test_rows_go_into_few_sizes_of_products(total: int) -> None:
+    sizes = powers_of_two(total, most=5)
+    assert sum(sizes) == total
+    assert set(sizes) <= {1, 2, 4}
+    assert sizes.count(1) <= 1 >= sizes.count(2)
+
+
+@pytest.mark.parametrize("family", [{}, modernbert_defaults(3) | {"local_window": 80, "local_layers": (0, 1)}])
+def test_bf16_without_a_matrix_unit_goes_in_products(family: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 101, "layers": 3, "width": 64, "heads": 4, "feed_forward": 64}
+    classifier = Classifier(EncoderConfig(**(family | sizes)), num_labels=2).eval().bfloat16()
+    rows = [Row([3 + i % 90 for i in range(n)]) for n in (40, 17, 3, 90, 90, 90, 9)]
+    logits = {}
+    for without_amx in (True, False):
+        monkeypatch.setattr("model.attention.is_without_amx", lambda found=without_amx: found)
+        with torch.inference_mode(), torch.profiler.profile() as profile:
+            logits[without_amx] = classifier(make_batch(rows, "packed"))
+        calls = {event.key for event in profile.key_averages()}
+        assert ("aten::bmm" in calls, "aten::scaled_dot_product_attention" in calls) == (without_amx, not without_amx)
+    torch.testing.assert_close(logits[True], logits[False], rtol=0, atol=0.02)
 
 
 def test_dropout_drops_its_share_of_the_numbers_and_keeps_their_mean() -> None:
