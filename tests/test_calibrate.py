@@ -41,6 +41,12 @@ def logits_and_indicators(n: int, sharpness: float, seed: int = 0) -> tuple[np.n
     return logits * np.float32(sharpness), truth.astype(np.float32)
 
 
+def first_is_right_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Negative log likelihood of the first label's being right or not."""
+    first = scores.max(axis=1).astype(np.float64).clip(1e-7, 1 - 1e-7)
+    return float(-np.where(scores.argmax(axis=1) == labels, np.log(first), np.log(1 - first)).mean())
+
+
 def loss_of(scores: np.ndarray, truth: np.ndarray) -> float:
     """Negative log likelihood."""
     clipped = scores.astype(np.float64).clip(1e-7, 1 - 1e-7)
@@ -59,12 +65,21 @@ def test_the_fitted_temperature_undoes_how_much_too_sharp_logits_are(sharpness: 
 def test_no_fit_makes_the_rows_that_it_saw_less_likely(seed: int, sharpness: float) -> None:
     logits, labels = logits_and_labels(150, sharpness, seed)
     fitted = calibrate(logits, labels, 0.9, 0.05)
-    assert (
-        loss_of(probabilities(logits, SINGLE, fitted), labels) <= loss_of(probabilities(logits, SINGLE), labels) + 1e-6
-    )
+    before, after = (probabilities(logits, SINGLE, each) for each in (Calibration(), fitted))
+    assert first_is_right_loss(after, labels) <= first_is_right_loss(before, labels) + 1e-6
     logits, truth = logits_and_indicators(150, sharpness, seed)
     fitted = calibrate(logits, truth, 0.9, 0.05)
     assert loss_of(probabilities(logits, MULTI, fitted), truth) <= loss_of(probabilities(logits, MULTI), truth) + 1e-6
+
+
+def test_a_first_label_that_has_one_rival_is_said_to_be_right_as_often_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-4, 0.1, size=(4000, 20)).astype(np.float32)  # 18 labels that are never right
+    logits[:, 0], logits[:, 1] = 0, rng.normal(-1.2, 0.1, size=4000)
+    labels = (rng.random(4000) < 0.45).astype(np.int64)
+    fitted = calibrate(logits[:2000], labels[:2000], 0.9, 0.05)
+    said = probabilities(logits[2000:], SINGLE, fitted).max(axis=1).mean()
+    assert said == pytest.approx((labels[2000:] == 0).mean(), abs=0.03)
 
 
 def test_slopes_and_offsets_undo_how_much_too_sharp_independent_labels_are() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.scores import MULTI, SINGLE
-from training.calibrate import fit_temperature
+from training.calibrate import best_temperature
 from training.pool import fit_weights, pool
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_two_that_are_wrong_about_different_texts_know_more_together_and_one_tha
 def test_of_one_scorer_it_is_temperature_scaling() -> None:
     [z, *_], truth = opinions(500, SINGLE)
     weight, offset = fit_weights([z], truth, SINGLE)
-    assert weight == pytest.approx(1 / fit_temperature(z, truth.argmax(axis=1)), rel=0.01)
+    assert weight == pytest.approx(1 / best_temperature(z, truth.argmax(axis=1)), rel=0.01)
     assert pool([z], np.array([weight, offset])) == pytest.approx(weight * z)
 
 
