@@ -3,10 +3,10 @@
     python benchmarks/training_rate.py --train train.jsonl.gz --init minilm --rows 4000 --batch 32 --rounds 3
 
 Each way is a process of its own that trains one epoch of the same rows, in bf16 on all cores or on the GPU, with the
-same rows a batch, and says how many tokens of text (no padding) it read in the seconds of its loop, its setting up left
-out. The Trainer is used as its documentation shows, with a batch padded to its longest row; and a second time with rows
-of like lengths together, which is an option of it and what Heed does. It runs in an environment of its own below
---environments (benchmarks/environments.py).
+same rows a batch, each read once, and says how many tokens of text (no padding) it read in the seconds of its loop, its
+setting up left out. The Trainer is used as its documentation shows, with a batch padded to its longest row; and a
+second time with rows of like lengths together, which is an option of it and what Heed does. It runs in an environment
+of its own below --environments (benchmarks/environments.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def heed_rate(train: Path, init: str, batch: int, folder: Path) -> float:
     """`heed train` from start to bundle; the rate is what its manifest says, with the look at dev."""
     out = folder / "bundle"
     command = [sys.executable, "-m", "service", "train", "--train", str(train), "--init", init, "--out", str(out)]
-    for setting in ("epochs=1", "precision=bf16", f"batch_rows={batch}", f"max_tokens={MAX_TOKENS}"):
+    for setting in ("epochs=1", "adversarial=0", "precision=bf16", f"batch_rows={batch}", f"max_tokens={MAX_TOKENS}"):
         command += ["--set", setting]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
     made_by = json.loads((out / "heed.json").read_text(encoding="utf-8"))["made_by"]

@@ -82,8 +82,16 @@ def test_more_is_hidden_from_a_small_encoder_that_nobody_guides() -> None:
 
 
 def test_a_setting_goes_before_the_recipe() -> None:
-    config = TrainConfig(epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0, made_texts=3)
-    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0, 3)
+    config = TrainConfig(
+        epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0, made_texts=3, adversarial=0.1
+    )
+    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0, 3, 0.1)
+
+
+def test_only_an_encoder_that_knows_a_language_reads_its_batches_twice() -> None:
+    assert recipe(encoder=SMALL).adversarial == 0
+    assert recipe(encoder=LIKE_MINILM).adversarial > 0
+    assert recipe(TrainConfig(adversarial=0.0), encoder=LIKE_MINILM).adversarial == 0
 
 
 def test_nearly_all_texts_are_read_whole_and_the_longest_are_cut() -> None:

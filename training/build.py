@@ -71,6 +71,7 @@ class TrainConfig:
     edits: float = 0.0  # share of the tokens that are left out or change places in training
     augment: bool = False  # train without such edits and masks, then with them, and keep what is better on dev
     r_drop: float = 0.0  # weight of what two readings of a row, under dropout each, differ by; 0: one reading
+    adversarial: float | None = None  # how far tokens are moved against a second reading, in their length; 0: no second
     made_texts: int | None = None  # of each row, read beside it, labelled by the linear line and the teacher
     ngrams: bool = False  # a table of tokens and pairs beside the encoder; transformers reads the encoder alone
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count as much as frequent ones
@@ -101,7 +102,7 @@ class TrainConfig:
             raise ValueError(f"made_texts is not a number from 0 on: {self.made_texts}")
         if self.ngrams and self.class_weights == "balanced":
             raise ValueError("ngrams=true undoes class_weights=balanced, as n-grams learn how frequent each label is")
-        check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure", "r_drop")
+        check_from_zero(self, "weight_decay", "max_grad_norm", "outlier_exposure", "r_drop", "adversarial")
         if self.longest < MIN_TOKENS:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")
         if not 0 < self.coverage < 1:
@@ -132,10 +133,11 @@ def check_shares(config: object, *names: str) -> None:
 
 
 def check_from_zero(config: object, *names: str) -> None:
-    """Raises ValueError naming the first setting that is negative or infinite."""
+    """Raises ValueError naming the first setting that is given and negative or infinite."""
     for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} is not a number from 0 on: {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is not a number from 0 on: {value}")
 
 
 def scratch_shape(config: object) -> dict[str, Any]:

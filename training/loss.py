@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from model.scores import MULTI
 from training.data import targets
+from training.exposure import exposure_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,9 +37,13 @@ class Aim:
             self._weights = balanced_weights(labelled, len(run.labels)).to(run.device)
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
-        """The loss of a batch's logits (B, C); indices (B,) are its rows, with r_drop all twice."""
-        config = self._config
-        truth = self._truth[indices]
+        """The loss of logits: of the rows at indices (B,), with r_drop all twice, then of rows out of scope."""
+        inside, outside = logits[: len(indices)], logits[len(indices) :]
+        return self._of_rows(inside, indices) + self._config.outlier_exposure * exposure_loss(outside)
+
+    def _of_rows(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
+        """That of the rows; logits (B, C)."""
+        config, truth = self._config, self._truth[indices]
         loss = loss_of(logits, truth, config.label_smoothing, self._weights, is_multi=self._is_multi)
         if config.r_drop:
             loss = loss + config.r_drop * disagreement(*logits.chunk(2), is_multi=self._is_multi)

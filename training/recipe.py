@@ -24,6 +24,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, 256  # rows
 SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
+ADVERSARIAL = 0.1  # of the length of a token
 MADE_TEXTS, MOST_COPIES = 40_000, 8  # about so many, so many of each row, are read beside few rows (guide.py)
 MOST_GUIDED = 100_000  # rows; of more the labels say enough
 MOST_GUIDED_LABELS = 10  # of more the line says too little
@@ -39,6 +40,7 @@ class Recipe:
     dropout: float
     token_dropout: float
     made_texts: int  # of each row
+    adversarial: float  # how far a row's tokens are moved against it, as a share of the length of one
 
 
 def choose_recipe(
@@ -53,7 +55,7 @@ def choose_recipe(
     https://arxiv.org/abs/2205.10287, for Adam). A small encoder learns its rows by heart before it has understood them:
     up to 100,000, of ten labels at most, it reads texts made of them too, which count as rows for the batch and by the
     square root for the epochs, as it does not learn them by heart; where it has none, four numbers of ten and a word of
-    five are hidden from it.
+    five are hidden from it. One that is not small reads each batch twice (adversarial.py); to a small one that is harm.
     """
     made_texts = choose_made_texts(config, encoder, rows, labels)
     dropout = choose_dropout(config, encoder, rows, labels)
@@ -73,6 +75,7 @@ def choose_recipe(
         dropout=dropout,
         token_dropout=hidden if config.token_dropout is None else config.token_dropout,
         made_texts=made_texts,
+        adversarial=(0.0 if small else ADVERSARIAL) if config.adversarial is None else config.adversarial,
     )
 
 

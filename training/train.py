@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +23,14 @@ from model.device import keep_freed_memory
 from model.forward import forward_rows
 from model.manifest import content_hash
 from model.scores import MULTI, judge
+from training.adversarial import backward
 from training.augment import edit_rows, mask_tokens
 from training.backoff import best_of, without_and_with
 from training.calibrate import best_temperature, calibrate, cross_judge
 from training.checkpoint import DevFigures, Progress, load_checkpoint, save_checkpoint
 from training.cost import training_cost
 from training.data import epoch_batches, targets
-from training.exposure import draw, exposure_loss
+from training.exposure import draw
 from training.finish import finish
 from training.group import ALONE
 from training.guide import taught
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
+    from model.batch import Batch
     from model.manifest import Manifest
     from model.tokens import Row
     from training.build import TrainConfig
@@ -177,6 +182,11 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
     watch.begin(at)
     group.vary(config.seed, at.step)
 
+    def read_batch(batch: Batch, indices: Sequence[int], rows: int) -> Tensor:
+        with run.autocast():
+            logits = group.whole(network(batch), rows)
+        return aim.loss(logits, indices)
+
     started = time.monotonic() - at.seconds
     saved_at = epoch_start = time.monotonic()
     share = share_of(run, at, total_steps)
@@ -192,14 +202,11 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
             batch = make_batch(group.share(shown), "padded", model.config.pad_id, model.config.first_position)
             mask_tokens(batch, recipe.token_dropout, run.tokenizer)
             meter.start()
-            with run.autocast():
-                logits = group.whole(network(batch.to(run.device)), len(shown))
-            loss = aim.loss(logits[: len(read)], read)
-            loss = loss + config.outlier_exposure * exposure_loss(logits[len(read) :])
-            loss_value = loss.item()
+            batch = batch.to(run.device)
+            reading = partial(read_batch, batch, read, len(shown))
+            loss_value = backward(reading, batch, model.encoder.embeddings, recipe.adversarial).item()
             if not math.isfinite(loss_value):
                 raise ValueError(f"the loss is no number at step {at.step + 1}, try --set lr= lower than: {recipe.lr}")
-            loss.backward()
             clip_grad_norm_(model.parameters(), config.max_grad_norm)
             lr = recipe.lr * lr_scale(share, config.warmup, config.decay)
             set_lr(optimizer, lr)
