@@ -83,9 +83,25 @@ def test_more_is_hidden_from_a_small_encoder_that_nobody_guides() -> None:
 
 def test_a_setting_goes_before_the_recipe() -> None:
     config = TrainConfig(
-        epochs=7, batch_rows=48, lr=0.002, dropout=0.0, token_dropout=0.0, made_texts=3, adversarial=0.1
+        epochs=7,
+        batch_rows=48,
+        batch_tokens=1024,
+        lr=0.002,
+        dropout=0.0,
+        token_dropout=0.0,
+        made_texts=3,
+        adversarial=0.1,
     )
-    assert dataclasses.astuple(recipe(config)) == (7, 48, 0.002, 0, 0, 3, 0.1)
+    assert dataclasses.astuple(recipe(config)) == (7, 48, 1024, 0.002, 0, 0, 3, 0.1)
+
+
+def test_a_batch_holds_its_rows_of_long_texts_too_and_the_rate_is_that_of_the_rows_that_it_holds() -> None:
+    short, long, endless = (recipe(encoder=LIKE_MINILM, rows=25_000, tokens=n) for n in (30.0, 250.0, 5000.0))
+    assert short.batch_tokens == 4096 < long.batch_tokens == 250 * long.batch_rows
+    assert short.lr == long.lr
+    assert endless.batch_tokens == 16_384
+    assert endless.lr < long.lr
+    assert recipe(TrainConfig(max_tokens=50_000)).batch_tokens == 50_000
 
 
 def test_only_an_encoder_that_knows_a_language_reads_its_batches_twice() -> None:

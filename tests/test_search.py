@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     Capture = pytest.CaptureFixture[str]
 
-RECIPE = Recipe(epochs=4, batch_rows=64, lr=5e-4, dropout=0.4, token_dropout=0.2, made_texts=0, adversarial=0.0)
+RECIPE = Recipe(
+    epochs=4, batch_rows=64, batch_tokens=4096, lr=5e-4, dropout=0.4, token_dropout=0.2, made_texts=0, adversarial=0.0
+)
 
 
 def tried(config: TrainConfig, score: float | None, loss: float | None = None) -> Tried:

@@ -62,7 +62,7 @@ class TrainConfig:
     max_tokens: int | None = None  # a longer text is cut; None, here and below: chosen from the data (recipe.py)
     epochs: int | None = None
     batch_rows: int | None = None
-    batch_tokens: int = 4096  # padded tokens of a batch, at most
+    batch_tokens: int | None = None  # padded tokens of a batch, at most
     lr: float | None = None  # peak
     warmup: float = 0.1  # share of the run over which the rate rises; then it falls to 0
     decay: Literal["linear", "cosine"] = "linear"
@@ -107,7 +107,7 @@ class TrainConfig:
             raise ValueError(f"max_tokens is not at least {MIN_TOKENS}: {self.longest}")
         if not 0 < self.coverage < 1:
             raise ValueError(f"coverage is not in (0, 1): {self.coverage}")
-        if self.batch_tokens < self.longest:
+        if self.batch_tokens is not None and self.batch_tokens < self.longest:
             raise ValueError(f"batch_tokens does not hold one text of max_tokens={self.longest}: {self.batch_tokens}")
 
     @property

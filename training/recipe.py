@@ -21,6 +21,7 @@ READ_WHOLE = 0.99  # of the training rows
 SHORTEST, LONGEST = 64, 512  # tokens, of which a model reads at least and, unless told otherwise, at most
 MOST_EPOCHS = 20
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256  # rows
+BATCH_TOKENS, MOST_BATCH_TOKENS = 4096, 16_384  # of rows that are long, so many of average length, in more tokens
 SHORT_TEXT = 16  # tokens
 SMALL_WEIGHTS = 4_000_000  # a network from scratch has 1.3 M where nothing else is set, half of MiniLM 5.3 M
 DROPOUT, SMALL_DROPOUT, SMALL_TOKEN_DROPOUT = 0.1, 0.4, 0.2
@@ -36,6 +37,7 @@ class Recipe:
 
     epochs: int
     batch_rows: int
+    batch_tokens: int
     lr: float  # peak
     dropout: float
     token_dropout: float
@@ -67,11 +69,15 @@ def choose_recipe(
     epochs = math.ceil(readings * variety * length)
     batch = 2 ** round(math.log2(max(1.0, math.sqrt(texts) / 4)))
     batch_rows = config.batch_rows or min(LARGEST_BATCH, max(SMALLEST_BATCH, batch))
+    enough = min(MOST_BATCH_TOKENS, round(batch_rows * tokens))
+    batch_tokens = config.batch_tokens or max(BATCH_TOKENS, config.longest, enough)
+    rows_read = min(batch_rows, batch_tokens / tokens)
     hidden = SMALL_TOKEN_DROPOUT if small and has_mask and not made_texts else 0.0
     return Recipe(
         epochs=config.epochs or min(MOST_EPOCHS, epochs),
         batch_rows=batch_rows,
-        lr=config.lr or (5e-4 if small else 1e-4) * math.sqrt(batch_rows / 32),
+        batch_tokens=batch_tokens,
+        lr=config.lr or (5e-4 if small else 1e-4) * math.sqrt(rows_read / 32),
         dropout=dropout,
         token_dropout=hidden if config.token_dropout is None else config.token_dropout,
         made_texts=made_texts,

@@ -169,7 +169,7 @@ def fit(run: Run, checkpoint: Path | None, *, resume: bool, watch: Watch, group:
     lengths = rows.lengths
     plans = [
         epoch_batches(
-            lengths, batch_rows=recipe.batch_rows, batch_tokens=config.batch_tokens, seed=config.seed, epoch=e
+            lengths, batch_rows=recipe.batch_rows, batch_tokens=recipe.batch_tokens, seed=config.seed, epoch=e
         )
         for e in range(recipe.epochs)
     ]
